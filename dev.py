@@ -64,7 +64,7 @@ def missing_packages(command: str) -> list[str]:
 
 def check_system(command: str) -> None:
     """Stop with one line where the system lacks what pip cannot install."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  (it is this script that says so)
         sys.exit(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}.")
     if not (missing := missing_packages(command)):
         return
