@@ -1,0 +1,45 @@
+"""Everything that can go wrong for a person, as one family of exceptions.
+
+Each message is one sentence that says what to do next; the faces (dock, command line) show it as
+it is.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "Cancelled",
+    "CheckpointError",
+    "GeometryError",
+    "ImageError",
+    "MemoryLimitError",
+    "OptionError",
+    "ValidUNetError",
+]
+
+
+class ValidUNetError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class GeometryError(ValidUNetError, ValueError):
+    """A size does not fit the network's grid of poolings and crops."""
+
+
+class CheckpointError(ValidUNetError, ValueError):
+    """A file is not a checkpoint, or not one that can be trusted."""
+
+
+class ImageError(ValidUNetError, ValueError):
+    """An image does not fit the model, or cannot be read or written."""
+
+
+class OptionError(ValidUNetError, ValueError):
+    """A setting is outside what it may be."""
+
+
+class MemoryLimitError(ValidUNetError):
+    """The device has too little memory for one tile."""
+
+
+class Cancelled(ValidUNetError):
+    """The person asked to stop; not a failure."""

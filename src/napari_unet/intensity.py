@@ -1,0 +1,277 @@
+"""One normalisation for the whole image, fitted before the first tile is cut.
+
+A normalisation fitted per tile would change the grey level from tile to tile and with it the
+result at the seams; so statistics come from all pixels once, and every tile is mapped alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet.errors import OptionError
+
+__all__ = ["Intensity", "Normalisation", "fit_intensity"]
+
+Kind = Literal["percentile", "min-max", "mean-std", "none"]
+
+_SLAB = 1 << 24  # pixels read at a time while statistics are gathered
+_SAMPLE = 1 << 24  # most pixels whose percentiles are computed exactly
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixels are scaled before the network sees them; part of the checkpoint.
+
+    Parameters
+    ----------
+    kind : {"percentile", "min-max", "mean-std", "none"}
+        What is mapped to what: the two percentiles or the extremes to 0 and 1, the mean and
+        standard deviation to 0 and 1, or nothing at all.
+    low, high : float
+        Percentiles (0 to 100) for ``kind="percentile"``.
+    shift : float
+        Added after scaling (Freiburg's networks expect [-0.5, 0.5]).
+
+    Raises
+    ------
+    OptionError
+        If a value is outside its range.
+    """
+
+    kind: Kind = "percentile"
+    low: float = 1.0
+    high: float = 99.8
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise OptionError(
+                f"normalisation must be one of {', '.join(get_args(Kind))}, not {self.kind!r}."
+            )
+        for name in ("low", "high", "shift"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise OptionError(f"normalisation {name} must be a number, not {value!r}.")
+        if not 0 <= self.low < self.high <= 100:
+            raise OptionError(
+                f"percentiles must satisfy 0 <= low < high <= 100, not {self.low}, {self.high}."
+            )
+        if not np.isfinite(self.shift):
+            raise OptionError("normalisation shift must be finite.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Normalisation:
+        """Read `to_dict`'s form.
+
+        Raises
+        ------
+        OptionError
+            If a field is unknown or out of range.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise OptionError(f"unknown normalisation settings: {', '.join(unknown)}.")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """A fitted normalisation: ``(pixel - offset) * scale + shift``, channel by channel.
+
+    Parameters
+    ----------
+    offset, scale : tuple of float, one for each channel
+        In grey levels, and per grey level.
+    floor, ceiling : tuple of float, one for each channel
+        What stands in for minus and plus infinity, in grey levels; NaN becomes `floor`.
+    shift : float
+        Added after scaling.
+    """
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    floor: tuple[float, ...]
+    ceiling: tuple[float, ...]
+    shift: float = 0.0
+
+    def apply(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
+        """Normalise pixels.
+
+        Parameters
+        ----------
+        pixels : ndarray of shape (C, ...)
+            Grey levels of any real dtype.
+
+        Returns
+        -------
+        ndarray of float32, of the same shape
+        """
+        out = np.empty(pixels.shape, np.float32)
+        for channel, plane in enumerate(pixels):
+            if plane.dtype.kind == "f":
+                plane = np.nan_to_num(
+                    plane,
+                    nan=self.floor[channel],
+                    neginf=self.floor[channel],
+                    posinf=self.ceiling[channel],
+                )
+            # Offset before scale in float64 where float32 would lose low bits of large integers.
+            wide = np.float64 if plane.dtype.itemsize > 2 else np.float32
+            level = plane.astype(wide) - wide(self.offset[channel])
+            out[channel] = level * wide(self.scale[channel]) + wide(self.shift)
+        return out
+
+
+def fit_intensity(
+    image: Any, normalisation: Normalisation, *, channel_last: bool = False
+) -> Intensity:
+    """Fit a normalisation to a whole image, slab by slab.
+
+    Parameters
+    ----------
+    image : array-like of shape ([...,] Y, X) or ([...,] Y, X, C)
+        numpy, dask or zarr array of a real dtype; never loaded as a whole. Pixels that are not
+        finite are left out.
+    normalisation : Normalisation
+        What to fit.
+    channel_last : bool
+        Whether the last axis is channels; each is fitted by itself.
+
+    Returns
+    -------
+    Intensity
+        A constant image gets scale 1: there is nothing to stretch.
+
+    Notes
+    -----
+    Percentiles of 8- and 16-bit integers come from a histogram and are exact. Of other dtypes
+    they are exact up to 16.8 million pixels per channel; beyond, every n-th pixel is used.
+    """
+    n_channels = int(image.shape[-1]) if channel_last else 1
+    if normalisation.kind == "none":
+        ones, zeros = (1.0,) * n_channels, (0.0,) * n_channels
+        return Intensity(zeros, ones, zeros, ones, normalisation.shift)
+    statistics = [_Statistics(np.dtype(image.dtype)) for _ in range(n_channels)]
+    per_channel = int(np.prod(image.shape)) // n_channels
+    every = -(-per_channel // _SAMPLE) if normalisation.kind == "percentile" else 0
+    for slab in _slabs(image):
+        for channel, statistic in enumerate(statistics):
+            statistic.add(slab[..., channel] if channel_last else slab, every)
+    rows = [statistic.summary(normalisation) for statistic in statistics]
+    offset, scale, floor, ceiling = (tuple(column) for column in zip(*rows, strict=True))
+    return Intensity(offset, scale, floor, ceiling, normalisation.shift)
+
+
+class _Statistics:
+    """Running statistics of one channel."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        small = dtype.kind in "bui" and dtype.itemsize <= 2
+        self.histogram = np.zeros(1 << (8 * dtype.itemsize), np.int64) if small else None
+        self.sample: list[NDArray[Any]] = []
+        self.seen = 0
+        self.count = 0
+        self.low, self.high, self.mean, self.squares = np.inf, -np.inf, 0.0, 0.0
+
+    def add(self, slab: NDArray[Any], every: int) -> None:
+        """Take in one slab; of wide dtypes, every n-th pixel for percentiles, all for n = 0."""
+        flat = slab.reshape(-1)
+        if self.histogram is not None:
+            lowest = 0 if self.dtype.kind in "bu" else int(np.iinfo(self.dtype).min)
+            levels = flat.astype(np.int64) - lowest
+            self.histogram += np.bincount(levels, minlength=self.histogram.size)
+            return
+        if every:
+            chosen = flat[-self.seen % every :: every]
+            self.seen += flat.size
+            self.sample.append(chosen[np.isfinite(chosen)])
+            return
+        finite = flat[np.isfinite(flat)].astype(np.float64)
+        if not finite.size:
+            return
+        self.low = min(self.low, float(finite.min()))
+        self.high = max(self.high, float(finite.max()))
+        # Chan, Golub and LeVeque (1983): sums of squares about a running mean keep their digits.
+        mean, count = float(finite.mean()), finite.size
+        shift, total = mean - self.mean, self.count + count
+        self.squares += float(np.square(finite - mean).sum())
+        self.squares += shift * shift * self.count * count / total
+        self.mean += shift * count / total
+        self.count = total
+
+    def summary(self, normalisation: Normalisation) -> tuple[float, float, float, float]:
+        """Offset, scale, floor and ceiling."""
+        if self.histogram is not None:
+            lowest = 0 if self.dtype.kind in "bu" else int(np.iinfo(self.dtype).min)
+            levels = np.flatnonzero(self.histogram)
+            counts, values = self.histogram[levels], (levels + lowest).astype(np.float64)
+        else:
+            joined = np.concatenate(self.sample) if self.sample else np.zeros(0)
+            values, counts = np.sort(joined).astype(np.float64), None
+        if not values.size and not self.count:
+            return 0.0, 1.0, 0.0, 1.0
+        low, high = self._range(normalisation, values, counts)
+        spread = high - low
+        scale = 1.0 / spread if np.isfinite(spread) and spread > 0 else 1.0
+        if normalisation.kind == "mean-std":
+            return low, scale, low, high
+        return low, scale, low, high if high > low else low + 1.0
+
+    def _range(
+        self,
+        normalisation: Normalisation,
+        values: NDArray[np.float64],
+        counts: NDArray[np.int64] | None,
+    ) -> tuple[float, float]:
+        """The two grey levels that are mapped to 0 and 1."""
+        if normalisation.kind == "percentile":
+            wanted = (normalisation.low, normalisation.high)
+            low, high = (_percentile(values, counts, q) for q in wanted)
+            return low, high
+        if normalisation.kind == "min-max":
+            if counts is not None:
+                return float(values[0]), float(values[-1])
+            return self.low, self.high
+        if counts is not None:
+            mean = float(np.average(values, weights=counts))
+            variance = float(np.average(np.square(values - mean), weights=counts))
+        else:
+            mean, variance = self.mean, self.squares / self.count
+        return mean, mean + float(np.sqrt(variance))
+
+
+def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64] | None, q: float) -> float:
+    """Linear-interpolation percentile of sorted values with counts, as `numpy.percentile`."""
+    if counts is None:
+        counts = np.ones(values.size, np.int64)
+    ends = np.cumsum(counts)
+    position = q / 100 * (int(ends[-1]) - 1)
+    below, above = int(np.floor(position)), int(np.ceil(position))
+    low, high = values[np.searchsorted(ends, [below, above], side="right")]
+    return float(low + (high - low) * (position - below))
+
+
+def _slabs(image: Any) -> Iterator[NDArray[Any]]:
+    """Yield the image in pieces of bounded size, in C order."""
+    pixels = int(np.prod(image.shape))
+    if pixels <= _SLAB or image.ndim == 1:
+        yield np.asarray(image)
+        return
+    row = pixels // int(image.shape[0])
+    if row > _SLAB:
+        for index in range(int(image.shape[0])):
+            yield from _slabs(image[index])
+        return
+    rows = max(1, _SLAB // row)
+    for start in range(0, int(image.shape[0]), rows):
+        yield np.asarray(image[start : start + rows])

@@ -1,0 +1,246 @@
+"""Everything about a segmentation that is decided before the first tile runs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet._version import __version__
+from napari_unet.axes import ImageAxes, resolve_axes
+from napari_unet.checkpoint import Model
+from napari_unet.devices import default_tile_size, resolve_device, resolve_precision
+from napari_unet.engine import Runtime
+from napari_unet.errors import ImageError, OptionError
+from napari_unet.options import Options
+from napari_unet.report import Report
+from napari_unet.resample import Grid
+from napari_unet.tiling import TilePlan, Window, plan_tiles
+
+__all__ = ["Job", "plan_job"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A segmentation that is ready to run.
+
+    Parameters
+    ----------
+    data : array-like
+        The image at the level asked for, (T)(Z)YX(C).
+    axes : ImageAxes
+        Of `data`.
+    model : Model
+        What runs.
+    options : Options
+        As given.
+    region : tuple of slice
+        Part of the image, with whole numbers, over its axes without channels.
+    frames : tuple of tuple of int
+        Leading index of each frame, in the order in which they run.
+    window : Window
+        The region on the spatial axes, in image pixels.
+    grid : Grid
+        The image's pixels and the network's.
+    plan : TilePlan
+        Tiles of every frame, on the network's grid.
+    runtime : Runtime
+        Device and precision.
+    """
+
+    data: Any
+    axes: ImageAxes
+    model: Model
+    options: Options
+    region: tuple[slice, ...]
+    frames: tuple[tuple[int, ...], ...]
+    window: Window
+    grid: Grid
+    plan: TilePlan
+    runtime: Runtime
+
+    @property
+    def n_classes(self) -> int:
+        """Classes with a probability (a single logit makes two)."""
+        return len(self.model.card.classes)
+
+    @property
+    def region_shape(self) -> tuple[int, ...]:
+        """Shape of the labels."""
+        return tuple(s.stop - s.start for s in self.region)
+
+    @property
+    def lead_shape(self) -> tuple[int, ...]:
+        """Extent of the image's leading axes."""
+        return self.axes.shape[: self.axes.lead]
+
+    @property
+    def keeps_probabilities(self) -> bool:
+        """Whether probabilities are returned."""
+        return self.options.keep_probabilities or self.options.output == "probabilities"
+
+    @property
+    def threshold(self) -> float:
+        """Probability above which a pixel belongs to an object."""
+        if self.options.threshold is not None:
+            return self.options.threshold
+        return float(self.model.card.settings.get("threshold", 0.5))
+
+    @property
+    def min_size(self) -> int:
+        """Smallest object, in image pixels."""
+        if self.options.min_size is not None:
+            return self.options.min_size
+        return int(self.model.card.settings.get("min_size", 0))
+
+    @cached_property
+    def splits(self) -> bool:
+        """Whether touching objects are split by watershed."""
+        has_contour = any(info.role == "contour" for info in self.model.card.classes)
+        return has_contour and self.options.method != "components"
+
+    def foreground(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sum the probabilities (K, ...) of the classes that objects are made of."""
+        return self._sum(probabilities, "foreground")
+
+    def contour(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Sum the probabilities (K, ...) of the classes that keep objects apart."""
+        return self._sum(probabilities, "contour")
+
+    def _sum(self, probabilities: NDArray[np.float32], role: str) -> NDArray[np.float32]:
+        chosen = [
+            part
+            for part, info in zip(probabilities, self.model.card.classes, strict=True)
+            if info.role == role
+        ]
+        out: NDArray[np.float32] = np.zeros(probabilities.shape[1:], np.float32)
+        for part in chosen:
+            out += part
+        # Sums of a softmax may round to just above 1.
+        return np.minimum(out, np.float32(1), out=out)
+
+    def whole_plan(self) -> TilePlan:
+        """Plan the same region as one single tile."""
+        size = self.axes_size_for_whole()
+        return plan_tiles(self.grid.network, self.model.config.geometry, size, self.plan.region)
+
+    def axes_size_for_whole(self) -> tuple[int, ...]:
+        """Input that writes the whole region at once."""
+        geometry, region = self.model.config.geometry, self.plan.region
+        extents = (
+            stop - start // stride * stride
+            for start, stop, stride in zip(region.start, region.stop, geometry.stride, strict=True)
+        )
+        up = (-(-e // s) * s for e, s in zip(extents, geometry.stride, strict=True))
+        return geometry.size_for(tuple(up))
+
+    def report(self, seconds: float, tiles: int, objects: int, complete: bool) -> Report:
+        """Tell what was done."""
+        pixels = len(self.frames) * int(np.prod(self.window.shape))
+        share = tiles / (len(self.plan) * len(self.frames))
+        settings = {
+            name: value
+            for name, value in asdict(self.options).items()
+            if name not in ("region", "device", "precision", "tile_size")
+        }
+        settings.update(threshold=self.threshold, min_size=self.min_size, axes=self.axes.axes)
+        return Report(
+            shape=self.axes.shape,
+            region=tuple((s.start, s.stop) for s in self.region),
+            model=self.model.card.name,
+            model_sha256=self.model.sha256,
+            version=__version__,
+            tile_size=self.plan.tile_shape,
+            tiles=tiles,
+            halo=self.plan.halo,
+            network_shape=self.grid.network,
+            device=str(self.runtime.device),
+            precision=str(self.runtime.dtype).removeprefix("torch."),
+            seconds=seconds,
+            megapixels_per_second=pixels * share / 1e6 / max(seconds, 1e-9),
+            objects=objects,
+            complete=complete,
+            settings=settings,
+        )
+
+
+def plan_job(image: Any, model: Model, options: Options) -> Job:
+    """Decide everything about a segmentation.
+
+    Parameters
+    ----------
+    image : array-like of shape (T)(Z)YX(C), or a sequence of such (multiscale)
+        What to segment.
+    model : Model
+        With what.
+    options : Options
+        How.
+
+    Raises
+    ------
+    ImageError, OptionError, GeometryError
+        If they do not fit together; the message says what to change.
+    """
+    data = _at_level(image, options.level)
+    card, config = model.card, model.config
+    axes = resolve_axes(data.shape, data.dtype, options.axes, config.ndim, config.in_channels)
+    if options.spacing is not None and len(options.spacing) != config.ndim:
+        raise OptionError(
+            f"spacing needs {config.ndim} lengths ({'ZYX'[-config.ndim :]}) for this model, not "
+            f"{len(options.spacing)}."
+        )
+    if options.method == "watershed" and not any(c.role == "contour" for c in card.classes):
+        raise OptionError(
+            f"The model {card.name} has no contour class to split objects by; choose the method "
+            "'components'."
+        )
+    region = _region(options.region, axes.labels_shape)
+    spatial = region[axes.lead :]
+    window = Window(tuple(s.start for s in spatial), tuple(s.stop for s in spatial))
+    spacing = options.spacing if options.rescale else None
+    grid = Grid.fit(axes.spatial_shape, spacing, card.spacing)
+    device = resolve_device(options.device)
+    plan = plan_tiles(
+        grid.network,
+        config.geometry,
+        options.tile_size or default_tile_size(config, device),
+        grid.to_network(window),
+        exact=options.tile_size is not None,
+    )
+    runtime = Runtime(device, resolve_precision(options.precision, device))
+    frames = tuple(axes.frames(region))
+    return Job(data, axes, model, options, region, frames, window, grid, plan, runtime)
+
+
+def _at_level(image: Any, level: int) -> Any:
+    """One array of a multiscale image; a single array is its own level 0."""
+    levels: Sequence[Any] = [image] if hasattr(image, "dtype") else image
+    if not isinstance(image, np.ndarray) and isinstance(image, (list, tuple)):
+        levels = image if image and hasattr(image[0], "shape") else [np.asarray(image)]
+    elif not hasattr(image, "dtype") and not hasattr(image, "__getitem__"):
+        raise ImageError(f"{type(image).__name__} is not an image; give an array.")
+    if not level < len(levels):
+        raise OptionError(f"The image has {len(levels)} levels; there is no level {level}.")
+    return levels[level]
+
+
+def _region(region: tuple[slice, ...] | None, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Whole numbers for a region, inside the image."""
+    if region is None:
+        return tuple(slice(0, extent) for extent in shape)
+    if len(region) != len(shape):
+        raise OptionError(f"A region of this image needs {len(shape)} slices, not {len(region)}.")
+    found = []
+    for part, extent in zip(region, shape, strict=True):
+        if part.step not in (None, 1):
+            raise OptionError("A region cannot skip pixels: leave the step of its slices out.")
+        start, stop, _ = part.indices(extent)
+        if stop <= start:
+            raise ImageError("The region holds no pixels of the image; move the view over it.")
+        found.append(slice(operator.index(start), operator.index(stop)))
+    return tuple(found)

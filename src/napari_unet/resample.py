@@ -1,0 +1,183 @@
+"""Rescaling to the spacing a network was trained at, tile by tile and exact across tiles.
+
+Each output pixel depends on its place in the whole image alone, never on the tile that asks for
+it: weights come from global coordinates, so that tiled equals whole here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet.tiling import Window, mirror_index
+
+__all__ = ["Grid", "interpolate", "resize_linear"]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The image's grid and the network's, which spans the same extent with other pixels.
+
+    Parameters
+    ----------
+    image, network : tuple of int
+        Extent in pixels of each, [Z,] Y, X. They are equal where nothing is rescaled.
+    """
+
+    image: tuple[int, ...]
+    network: tuple[int, ...]
+
+    @classmethod
+    def fit(
+        cls, shape: Sequence[int], spacing: Sequence[float] | None, wanted: Sequence[float] | None
+    ) -> Grid:
+        """Choose the network's grid: as many pixels as give `wanted` micrometres each.
+
+        The grid stays the image's where either spacing is unknown or they agree within 2 %.
+        """
+        image = tuple(shape)
+        if spacing is None or wanted is None:
+            return cls(image, image)
+        factors = [have / want for have, want in zip(spacing, wanted, strict=True)]
+        if all(abs(factor - 1) <= 0.02 for factor in factors):
+            return cls(image, image)
+        scaled = (max(1, round(n * f)) for n, f in zip(image, factors, strict=True))
+        return cls(image, tuple(scaled))
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing is rescaled."""
+        return self.image == self.network
+
+    @property
+    def volume_ratio(self) -> float:
+        """Network pixels per image pixel."""
+        return float(np.prod(self.network, dtype=float) / np.prod(self.image, dtype=float))
+
+    def to_network(self, window: Window) -> Window:
+        """Smallest window of the network's grid that holds a window of the image's."""
+        pairs = list(zip(self.image, self.network, strict=True))
+        start = tuple(a * m // n for a, (n, m) in zip(window.start, pairs, strict=True))
+        stop = tuple(-(-b * m // n) for b, (n, m) in zip(window.stop, pairs, strict=True))
+        return Window(start, stop)
+
+    def to_image(self, window: Window, region: Window) -> Window:
+        """Image pixels of `region` whose centres lie in a window of the network's grid."""
+        start, stop = [], []
+        for axis, (n, m) in enumerate(zip(self.image, self.network, strict=True)):
+            source = _nearest(np.arange(region.start[axis], region.stop[axis]), n, m)
+            ends = np.searchsorted(source, [window.start[axis], window.stop[axis]])
+            start.append(region.start[axis] + int(ends[0]))
+            stop.append(region.start[axis] + int(ends[1]))
+        return Window(tuple(start), tuple(stop))
+
+    def labels_to_image(
+        self, labels: NDArray[Any], origin: Sequence[int], window: Window
+    ) -> NDArray[Any]:
+        """Bring labels onto the image's grid by the nearest pixel.
+
+        Parameters
+        ----------
+        labels : ndarray
+            On the network's grid, its first pixel at `origin`.
+        origin : sequence of int
+            Where `labels` starts on the network's grid.
+        window : Window
+            Image pixels wanted.
+        """
+        if self.same:
+            return labels[window.within(origin).slices]
+        index = [
+            _nearest(np.arange(a, b), n, m) - o
+            for a, b, n, m, o in zip(
+                window.start, window.stop, self.image, self.network, origin, strict=True
+            )
+        ]
+        return labels[np.ix_(*index)]
+
+
+def interpolate(
+    read: Callable[[Window], NDArray[np.float32]], grid: Grid, window: Window
+) -> NDArray[np.float32]:
+    """Read a window of an image as if it had been resized to the network's grid.
+
+    Linear interpolation; where the image shrinks the triangle widens to the ratio, which is what
+    keeps fine texture from aliasing. Beyond the resized image its pixels are mirrored.
+
+    Parameters
+    ----------
+    read : callable
+        Gives the pixels (C, [Z,] Y, X) of a window inside the image; only those needed are asked
+        for.
+    grid : Grid
+        Both grids.
+    window : Window
+        In pixels of the network's grid; may reach outside.
+
+    Returns
+    -------
+    ndarray of float32, of shape (C,) + ``window.shape``
+    """
+    weights, start, stop = [], [], []
+    for a, b, have, want in zip(window.start, window.stop, grid.image, grid.network, strict=True):
+        matrix, first = _triangle(mirror_index(np.arange(a, b), want), have, want)
+        weights.append(matrix)
+        start.append(first)
+        stop.append(first + matrix.shape[1])
+    return _apply(weights, read(Window(tuple(start), tuple(stop))))
+
+
+def resize_linear(
+    values: NDArray[np.float32], origin: Sequence[int], grid: Grid, window: Window
+) -> NDArray[np.float32]:
+    """Bring values (K, [Z,] Y, X) from the network's grid onto the image's, linearly.
+
+    Parameters
+    ----------
+    values : ndarray of float32
+        Its first pixel at `origin` on the network's grid.
+    origin : sequence of int
+        Where `values` starts.
+    grid : Grid
+        Both grids.
+    window : Window
+        Image pixels wanted.
+    """
+    weights = []
+    for axis, (n, m) in enumerate(zip(grid.image, grid.network, strict=True)):
+        rows = np.arange(window.start[axis], window.stop[axis])
+        matrix, first = _triangle(rows, m, n)
+        # What lies outside `values` was not computed; the nearest computed pixel stands in.
+        columns = np.arange(first, first + matrix.shape[1]) - origin[axis]
+        columns = np.clip(columns, 0, values.shape[axis + 1] - 1)
+        values = np.take(values, columns, axis=axis + 1)
+        weights.append(matrix)
+    return _apply(weights, values)
+
+
+def _apply(weights: list[NDArray[np.float32]], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply each spatial axis of (C, [Z,] Y, X) by its matrix (out, in)."""
+    for axis, matrix in enumerate(weights, start=1):
+        values = np.moveaxis(np.tensordot(matrix, values, (1, axis)), 0, axis)
+    return np.ascontiguousarray(values)
+
+
+def _nearest(pixels: NDArray[np.intp], have: int, want: int) -> NDArray[np.intp]:
+    """Pixel of an axis with `want` pixels under the centre of each pixel of one with `have`."""
+    return (2 * pixels + 1) * want // (2 * have)
+
+
+def _triangle(rows: NDArray[np.intp], have: int, want: int) -> tuple[NDArray[np.float32], int]:
+    """Weights (len(rows), source pixels) from `have` to `want` pixels, and the first pixel."""
+    ratio = have / want
+    reach = max(ratio, 1.0)
+    centre = (rows + 0.5) * ratio - 0.5
+    first = max(0, int(np.floor(centre.min() - reach)))
+    last = min(have, int(np.ceil(centre.max() + reach)) + 1)
+    distance = np.abs(np.arange(first, last)[None, :] - centre[:, None])
+    weight = np.clip(1 - distance / reach, 0, None)
+    return (weight / weight.sum(1, keepdims=True)).astype(np.float32), first
