@@ -18,8 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
-PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+BIN, EXE = (VENV / "Scripts", ".exe") if os.name == "nt" else (VENV / "bin", "")
+PYTHON = BIN / f"python{EXE}"
 
 # What Qt and OpenGL load at run time on Linux, and the Debian/Ubuntu package that brings it.
 LIBRARIES = {
@@ -78,7 +78,7 @@ def fingerprint() -> str:
     """Digest of everything that an installation follows from."""
     sources = ["pyproject.toml", "constraints.txt", "src/napari_unet/_version.py"]
     content = b"\0".join((ROOT / name).read_bytes() for name in sources)
-    return hashlib.sha256(content + f"\0{ROOT}\0{sys.version}".encode()).hexdigest()
+    return hashlib.sha256(content + f"\0{ROOT}\0{sys.version_info[:2]}".encode()).hexdigest()
 
 
 def install(command: str) -> None:
@@ -125,14 +125,14 @@ def main() -> None:
     check_system(command)
     install(command)
     if command == "demo":
-        run([str(BIN / "valid-unet"), "demo", *arguments])
+        run([str(BIN / f"valid-unet{EXE}"), "demo", *arguments])
     elif command == "test":
         run([str(PYTHON), "-m", "pytest", *arguments])
     else:
         run([str(PYTHON), "-m", "ruff", "check"])
         run([str(PYTHON), "-m", "ruff", "format", "--check"])
         run([str(PYTHON), "-m", "mypy"])
-        run([str(BIN / "lint-imports")])
+        run([str(BIN / f"lint-imports{EXE}")])
 
 
 if __name__ == "__main__":
