@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,9 @@ from napari_unet.errors import GeometryError
 
 __all__ = ["UNet", "crop_skip", "fold_batch_norm", "he_initialise"]
 
-_CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-_UPCONV = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+# The two classes of each take tuples of their own length, which types cannot tell apart.
+_CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+_UPCONV: dict[int, Any] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _BATCH_NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -160,7 +162,8 @@ class UNet(nn.Module):
             pair.clear()
             features = self.merge[level](joined)
             del joined
-        return self.head(features)
+        logits: Tensor = self.head(features)
+        return logits
 
     def _drop(self, features: Tensor, level: int) -> Tensor:
         """Drop values at the end of the contracting path (section 3 of the paper)."""

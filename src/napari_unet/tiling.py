@@ -236,7 +236,8 @@ def mirror_index(index: NDArray[np.intp], extent: int) -> NDArray[np.intp]:
         return np.zeros_like(index)
     period = 2 * (extent - 1)
     folded = np.mod(index, period)
-    return np.minimum(folded, period - folded)
+    mirrored: NDArray[np.intp] = np.minimum(folded, period - folded)
+    return mirrored
 
 
 def read_mirrored(image: Any, window: Window) -> NDArray[Any]:
@@ -265,9 +266,9 @@ def read_mirrored(image: Any, window: Window) -> NDArray[Any]:
         source.append(slice(low, high))
         inside.append(index - low)
     pixels = np.asarray(image[tuple(source)])
-    for axis, index in enumerate(inside):
-        if index is not None:
-            pixels = np.take(pixels, index, axis=axis)
+    for axis, rows in enumerate(inside):
+        if rows is not None:
+            pixels = np.take(pixels, rows, axis=axis)
     return pixels
 
 

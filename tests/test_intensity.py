@@ -1,0 +1,138 @@
+"""Normalisation: against NumPy, whatever the array is and however it is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from napari_unet import intensity
+from napari_unet.errors import OptionError
+from napari_unet.intensity import Normalisation, fit_intensity
+
+DTYPES = [np.bool_, np.uint8, np.int8, np.uint16, np.int16, np.int32, np.uint64, np.float16, np.float64]
+
+
+def expected(image: np.ndarray[Any, Any], normalisation: Normalisation) -> np.ndarray[Any, Any]:
+    wide = image.astype(np.float64)
+    if normalisation.kind == "percentile":
+        low, high = np.percentile(wide, (normalisation.low, normalisation.high))
+    elif normalisation.kind == "min-max":
+        low, high = wide.min(), wide.max()
+    else:
+        low, high = wide.mean(), wide.mean() + wide.std()
+    return (wide - low) / (high - low if high > low else 1) + normalisation.shift
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "normalisation",
+    [
+        Normalisation(),
+        Normalisation("percentile", 0, 100),
+        Normalisation("min-max", shift=-0.5),
+        Normalisation("mean-std"),
+    ],
+)
+def test_numpy_is_the_oracle(dtype: Any, normalisation: Normalisation) -> None:
+    random = np.random.default_rng(0)
+    image = (random.gamma(2, 20, (40, 31)) % 120).astype(dtype)
+    found = fit_intensity(image, normalisation).apply(image[None])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0], expected(image, normalisation), rtol=1e-4, atol=1e-4)
+
+
+def test_large_integers_keep_their_low_bits() -> None:
+    image = (2**31 - 100 + np.arange(100)).reshape(10, 10).astype(np.int64)
+    found = fit_intensity(image, Normalisation("min-max")).apply(image[None])[0]
+    np.testing.assert_allclose(found, np.arange(100).reshape(10, 10) / 99, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "min-max", "mean-std"])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_lazy_is_eager_and_slabs_do_not_matter(
+    kind: Any, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = (np.random.default_rng(0).random((5, 37, 23, 2)) * 1000).astype(dtype)
+    eager = fit_intensity(image, Normalisation(kind), channel_last=True)
+    monkeypatch.setattr(intensity, "_SLAB", 100)
+    stored = zarr.array(image, chunks=(2, 10, 10, 1))
+    for lazy in (image, da.from_array(image, chunks=(2, 20, 7, 1)), stored):
+        found = fit_intensity(lazy, Normalisation(kind), channel_last=True)
+        np.testing.assert_allclose(found.offset, eager.offset, rtol=1e-9)
+        np.testing.assert_allclose(found.scale, eager.scale, rtol=1e-9)
+
+
+def test_a_huge_float_image_is_sampled_alike_in_any_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).normal(size=(211, 97))
+    monkeypatch.setattr(intensity, "_SAMPLE", 1000)
+    once = fit_intensity(image, Normalisation())
+    monkeypatch.setattr(intensity, "_SLAB", 500)
+    assert fit_intensity(image, Normalisation()) == once
+    every = image.ravel()[:: -(-image.size // 1000)]
+    np.testing.assert_allclose(once.offset[0], np.percentile(every, 1))
+
+
+def test_channels_are_fitted_one_by_one() -> None:
+    image = np.stack([np.arange(100.0), 50 * np.arange(100.0)], -1).reshape(10, 10, 2)
+    found = fit_intensity(image, Normalisation("min-max"), channel_last=True)
+    first, second = found.apply(np.moveaxis(image, -1, 0))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_pixels_that_are_no_numbers_are_left_out_and_become_background() -> None:
+    image = np.arange(100.0).reshape(10, 10)
+    image[0, :3] = np.nan, -np.inf, np.inf
+    fitted = fit_intensity(image, Normalisation("min-max"))
+    assert fitted.offset == (3.0,)
+    found = fitted.apply(image[None])[0]
+    assert found[0, 0] == found[0, 1] == 0
+    assert found[0, 2] == 1
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("kind", ["percentile", "min-max", "mean-std", "none"])
+@pytest.mark.parametrize("value", [0, 7, np.nan, np.inf])
+def test_a_constant_image_is_finite(kind: Any, value: float) -> None:
+    image = np.full((4, 4), value, np.float32)
+    found = fit_intensity(image, Normalisation(kind)).apply(image[None])
+    assert np.isfinite(found).all()
+    assert np.unique(found).size == 1
+
+
+@given(
+    hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2), elements=st.floats(width=64)),
+    st.sampled_from(["percentile", "min-max", "mean-std"]),
+)
+def test_any_floats_give_numbers(image: np.ndarray[Any, Any], kind: Any) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = fit_intensity(image, Normalisation(kind)).apply(image[None])
+    assert np.isfinite(found).all()
+
+
+def test_no_normalisation_passes_the_pixels_on() -> None:
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3)
+    found = fit_intensity(image, Normalisation("none")).apply(image[None])
+    np.testing.assert_array_equal(found[0], image)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "z-score"},
+        {"low": 50, "high": 50},
+        {"low": -1},
+        {"high": "99"},
+        {"shift": float("inf")},
+        {"gamma": 1},
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        Normalisation.from_dict(settings)
