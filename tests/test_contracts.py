@@ -37,9 +37,11 @@ def test_layers(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_import_of_the_package_is_fast() -> None:
-    # Timed inside the new interpreter, so that its own start is not counted.
+    # Timed inside the new interpreter, so that its own start does not count, and in processor
+    # time, so that other programs on the machine do not count either.
     code = (
-        "from time import perf_counter as now; t = now(); import napari_unet; print(1e3*(now()-t))"
+        "from time import process_time as now; start = now(); import napari_unet; "
+        "print(1000 * (now() - start))"
     )
     python(code)  # the first run compiles
     assert statistics.median(float(python(code)) for _ in range(5)) < 60  # ms
