@@ -1,0 +1,23 @@
+"""Image files in, label files out: TIFF (ImageJ, OME), PNG, JPEG, NPY and OME-Zarr."""
+
+from __future__ import annotations
+
+from napari_unet.files.image_file import ImageFile, LazyArray
+from napari_unet.files.reading import read_image, read_labels
+from napari_unet.files.writing import (
+    LABEL_SUFFIXES,
+    check_output,
+    write_labels,
+    write_probabilities,
+)
+
+__all__ = [
+    "LABEL_SUFFIXES",
+    "ImageFile",
+    "LazyArray",
+    "check_output",
+    "read_image",
+    "read_labels",
+    "write_labels",
+    "write_probabilities",
+]

@@ -1,0 +1,296 @@
+"""What was read from a file: pixels in the order (T)(Z)YX(C), and what the file says about them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet.errors import ImageError
+
+__all__ = ["ImageFile", "LazyArray", "arrange", "decoding", "spacing_of", "to_micrometre"]
+
+Kind = Literal["ome", "imagej", "tiff", "picture", "npy", "zarr"]
+
+_ORDER = "TZYXC"
+_MICROMETRES = {
+    "pm": 1e-6,
+    "å": 1e-4,
+    "angstrom": 1e-4,
+    "nm": 1e-3,
+    "um": 1.0,
+    "micron": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "in": 25_400.0,
+    "inch": 25_400.0,
+    "m": 1e6,
+}
+_LONG_UNITS = {
+    "picometer": "pm",
+    "nanometer": "nm",
+    "micrometer": "um",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFile:
+    """One image, and what has to be kept when its labels are written.
+
+    Parameters
+    ----------
+    path : Path
+        Where it came from.
+    data : ndarray or LazyArray
+        Pixels in the order (T)(Z)YX(C); axes of one pixel are dropped, except Y and X.
+    axes : str or None
+        One letter per axis of `data`, such as ``"TZYXC"``; None where the file does not say what
+        its axes are.
+    spacing : tuple of float or None
+        Micrometres per pixel: (y, x), or (z, y, x) where the image has planes and the file gives
+        their distance.
+    kind : {"ome", "imagej", "tiff", "picture", "npy", "zarr"}
+        What kind of file it is.
+    metadata : mapping
+        To write back beside spacing: ``interval`` (seconds between time points), ``name``, and
+        what only its own kind of file knows.
+    remarks : tuple of str
+        What a person should know about how it was read.
+    """
+
+    path: Path
+    data: Any
+    axes: str | None
+    spacing: tuple[float, ...] | None
+    kind: Kind
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+
+class LazyArray:
+    """An array that stays in its file until a part of it is asked for.
+
+    Indexing gives another lazy array; `numpy.asarray` reads. A file that was changed or removed
+    since it was opened is an error, not other pixels.
+
+    Parameters
+    ----------
+    array : array-like
+        Memory-mapped, dask or zarr array.
+    path : Path
+        For messages.
+    stamp : callable
+        Gives something that changes when the file does.
+    """
+
+    def __init__(self, array: Any, path: Path, stamp: Callable[[], object]) -> None:
+        self._array = array
+        self._path = path
+        self._stamp = stamp
+        self._opened: object = stamp()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extent of each axis."""
+        return tuple(int(n) for n in self._array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the pixels."""
+        dtype: np.dtype[Any] = np.dtype(self._array.dtype)
+        return dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> LazyArray:
+        # What it was when the image was opened counts, not what it is now.
+        part = copy(self)
+        part._array = self._array[key]
+        return part
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        self._check()
+        with decoding(self._path):
+            pixels = np.array(self._array, dtype=dtype)
+        # zarr takes a chunk that is not there for an empty one, so look again.
+        self._check()
+        return pixels
+
+    def _check(self) -> None:
+        try:
+            now = self._stamp()
+        except OSError:
+            now = None
+        if now != self._opened:
+            raise ImageError(
+                f"{self._path.name} was changed or removed while it was being read; "
+                "put it back and start again."
+            )
+
+
+def file_stamp(path: Path) -> Callable[[], object]:
+    """Return what tells whether a file is still the same."""
+
+    def stamp() -> tuple[int, int, int]:
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    return stamp
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder raises over a bad file into one sentence.
+
+    Raises
+    ------
+    ImageError
+        In place of any other exception.
+    """
+    try:
+        yield
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{path.name} does not fit into memory; save it uncompressed or as OME-Zarr, which is "
+            "read piece by piece."
+        ) from error
+    except OSError as error:
+        if error.errno is None:
+            raise ImageError(_damaged(path, error)) from error
+        reason = os.strerror(error.errno)
+        raise ImageError(f"{path} cannot be read ({reason}); check the path.") from error
+    # Decoders raise whatever their code runs into: IndexError, struct.error, zlib.error, ...
+    except Exception as error:
+        if "imagecodecs" in str(error):
+            raise ImageError(
+                f"{path.name} is compressed in a way that needs another package; run: "
+                "pip install imagecodecs"
+            ) from error
+        raise ImageError(_damaged(path, error)) from error
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else "no reason given"
+    return f"{path.name} is damaged or cut short ({reason}); get the file again."
+
+
+def arrange(array: Any, letters: str, given: str | None, path: Path) -> tuple[Any, str | None]:
+    """Bring axes into the order (T)(Z)YX(C), without those of one pixel.
+
+    Parameters
+    ----------
+    array : array-like
+        With `transpose` and indexing, as numpy's and dask's.
+    letters : str
+        One per axis as the file names them; ``?`` where it does not.
+    given : str, optional
+        What a person says the axes are, in the file's order: all of them, or those of more than
+        one pixel.
+    path : Path
+        For messages.
+
+    Returns
+    -------
+    array : array-like
+    axes : str or None
+        None where an axis has no name.
+
+    Raises
+    ------
+    ImageError
+        If `given` does not fit, or there are more axes than (T)(Z)YX(C).
+    """
+    if given is not None:
+        array, letters = _take_given(array, given.upper(), path)
+    elif set(letters) == {"?"}:
+        return array, None
+    keep = [i for i, n in enumerate(array.shape) if n != 1 or letters[i] in "YX"]
+    array = array[tuple(slice(None) if i in keep else 0 for i in range(len(letters)))]
+    letters = _name_unknown("".join(letters[i] for i in keep), array.shape, path)
+    order = sorted(range(len(letters)), key=lambda i: ("?" + _ORDER).index(letters[i]))
+    if order != list(range(len(order))):
+        array = array.transpose(order)
+    return array, None if "?" in letters else "".join(letters[i] for i in order)
+
+
+def _take_given(array: Any, given: str, path: Path) -> tuple[Any, str]:
+    """Apply the names that a person gives."""
+    if len(set(given)) < len(given) or set(given) - set(_ORDER) or not {"Y", "X"} <= set(given):
+        raise ImageError(
+            f"Axes {given!r} cannot be understood; give each letter of T, Z, Y, X, C at most once, "
+            "Y and X among them."
+        )
+    if len(given) != array.ndim:
+        array = array[tuple(0 if n == 1 else slice(None) for n in array.shape)]
+    if len(given) != array.ndim:
+        raise ImageError(
+            f"Axes {given!r} name {len(given)} axes, but {path.name} has {array.ndim} "
+            f"({_by(array.shape)}); give one letter for each."
+        )
+    return array, given
+
+
+def _name_unknown(letters: str, shape: Sequence[int], path: Path) -> str:
+    """Name an axis that the file leaves open, where only one name is left for it."""
+    free = [letter for letter in "TZ" if letter not in letters]
+    unknown = letters.count("?")
+    if unknown > min(1, len(free)) or len(set(letters)) < len(letters):
+        raise ImageError(
+            f"{path.name} has {len(letters)} axes ({_by(shape)}), more than (T)(Z)YX(C); save one "
+            "position or channel of it as a file of its own."
+        )
+    return letters.replace("?", free[0]) if len(free) == 1 else letters
+
+
+def to_micrometre(value: Any, unit: str | None) -> float | None:
+    """Convert a length; None where it is none, or its unit is no length."""
+    if unit is None:
+        return None
+    # ImageJ writes the micro sign as an escape, others write the Greek letter.
+    name = unit.strip().replace("\\u00B5", "µ").replace("\\u00b5", "µ").lower()
+    name = name.replace("µ", "u").replace("μ", "u").replace("metre", "meter")
+    name = name.removesuffix("s") if name not in _MICROMETRES else name
+    factor = _MICROMETRES.get(_LONG_UNITS.get(name, name))
+    try:
+        length = float(value) * (factor or 0)
+    except (TypeError, ValueError):
+        return None
+    return length if isfinite(length) and 1e-6 < length < 1e6 else None
+
+
+def spacing_of(lengths: Mapping[str, float | None], axes: str | None) -> tuple[float, ...] | None:
+    """Choose (z, y, x), (y, x) or nothing from what is known of each axis, in micrometres."""
+    y, x = lengths.get("Y"), lengths.get("X")
+    y, x = y or x, x or y
+    if not y or not x:
+        return None
+    z = lengths.get("Z") if axes is not None and "Z" in axes else None
+    return (z, y, x) if z else (y, x)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
