@@ -1,9 +1,9 @@
 """Objects from seeds: a watershed that is done in pieces and can be stopped between and in them.
 
-The pixels of an image are background, seed, or rim: what lies around the seeds, and belongs to the
-one that a flood from all of them reaches it from. A flood never crosses a seed, so that rims which
-do not touch each other are independent: each connected rim is its own small problem, and a rim
-that touches fewer than two seeds is none at all::
+Every pixel is background, seed, or rim: what lies around the seeds and goes to the one whose flood
+comes first. A flood only moves through rim pixels, so that rims which do not touch each other are
+independent: each connected rim is its own small problem, and a rim that touches fewer than two
+seeds is none at all::
 
     . . r r r . . . .       one seed:        the rim is part of it
     . r r s r r . r .       two seeds:       the watershed decides (~ 20 % of the pixels of nuclei
