@@ -1,0 +1,420 @@
+"""The controls of the Segment page: they show and emit, and decide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise, zip_longest
+from typing import Any, cast
+
+from magicgui.widgets import (
+    CheckBox,
+    ComboBox,
+    FloatSpinBox,
+    ProgressBar,
+    PushButton,
+    RadioButtons,
+)
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_unet._napari.region import REGIONS
+from napari_unet._napari.request import Choices, Notice
+from napari_unet._napari.settings import Saved
+from napari_unet.options import DEVICES, PRECISIONS
+
+__all__ = ["Controls"]
+
+# Values of the number boxes that stand for "the model's own".
+_MODEL_THRESHOLD, _MODEL_SIZE = 0.0, -1
+
+
+def _combo(choices: Any, tooltip: str) -> ComboBox:
+    box = ComboBox(choices=choices, tooltip=tooltip)
+    native = cast("QComboBox", box.native)
+    # Long names must not widen the dock: the list that opens shows them in full.
+    native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    native.setMinimumWidth(60)
+    native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box
+
+
+def _number(least: int, most: int, step: int, tooltip: str) -> FloatSpinBox:
+    """Box of whole numbers; magicgui's own for those cannot show words at its lowest value."""
+    box = FloatSpinBox(value=least, min=least, max=most, step=step, tooltip=tooltip)
+    cast("QDoubleSpinBox", box.native).setDecimals(0)
+    return box
+
+
+def _label(*, selectable: bool = False) -> QLabel:
+    label = QLabel()
+    label.setWordWrap(True)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    if selectable:
+        label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return label
+
+
+def _row(*widgets: QWidget) -> QWidget:
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(6)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row
+
+
+def _form(parent: QWidget) -> QFormLayout:
+    form = QFormLayout(parent)
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setHorizontalSpacing(8)
+    form.setVerticalSpacing(6)
+    form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+    return form
+
+
+class Controls(QWidget):
+    """Everything that a person chooses, the button, and the two lines that answer.
+
+    Parameters
+    ----------
+    parent : QWidget, optional
+        Of this widget.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._make_choosers()
+        self._make_advanced()
+        self._make_answers()
+        self._arrange()
+        self._chain_tabs()
+
+    def _make_choosers(self) -> None:
+        self.image = _combo(
+            [],
+            "The image to segment. Follows the selected image layer until you choose one here. "
+            "Default: the selected layer.",
+        )
+        self.brief = QLabel()
+        self.brief.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Preferred)
+        self.level = _combo(
+            [],
+            "Resolution level of the multiscale image; the result has its pixels. "
+            "Default: 0, the finest.",
+        )
+        self.model = _combo(
+            [],
+            "The network. Those used last come first; a .safetensors file can also be dropped on "
+            "this dock. Default: nuclei.",
+        )
+        self.open = PushButton(
+            text="Open…", tooltip="Choose a checkpoint file (.safetensors) of your own."
+        )
+        self.passport = _label()
+        self.notices = [_label() for _ in range(3)]
+        self.output = RadioButtons(
+            choices=["instances", "classes"],
+            orientation="horizontal",
+            tooltip="instances: every object has a number of its own. classes: one number per "
+            "class. Default: instances.",
+        )
+        # The group box of the radio buttons: the form has the title, and needs no frame.
+        cast("QWidget", self.output.native).setStyleSheet(
+            "QGroupBox { border: none; margin: 0; padding: 0; }"
+        )
+        cast("Any", self.output.native).layout().setContentsMargins(0, 2, 0, 2)
+        self.probabilities = CheckBox(
+            text="keep probabilities",
+            tooltip="Also add the probability (0 to 1) of each class as a hidden Image layer. "
+            "Default: off.",
+        )
+        self.region = _combo(
+            list(REGIONS),
+            "whole image: every plane and time point. current slice: the one on screen. visible "
+            "region: what the camera shows of it. Default: whole image.",
+        )
+
+    def _make_advanced(self) -> None:
+        self.device = _combo(
+            list(DEVICES),
+            "Where the network runs. auto: the first GPU that PyTorch can use, else the CPU. "
+            "Default: auto.",
+        )
+        self.precision = _combo(
+            list(PRECISIONS),
+            "Numbers the network computes with. auto: bfloat16 on a GPU that has it, else "
+            "float32. Default: auto.",
+        )
+        self.tile_size = _number(
+            0,
+            16384,
+            64,
+            "Largest input of the network per side, in pixels. Larger is faster and takes "
+            "more memory; the result is the same. Default: automatic, what fits.",
+        )
+        self.threshold = FloatSpinBox(
+            value=_MODEL_THRESHOLD,
+            min=_MODEL_THRESHOLD,
+            max=0.99,
+            step=0.05,
+            tooltip="Probability (0 to 1) above which a pixel belongs to an object. Lower finds "
+            "more. Default: the model's.",
+        )
+        self.min_size = _number(
+            _MODEL_SIZE,
+            1_000_000,
+            5,
+            "Objects of fewer pixels are dropped. 0 keeps all. Default: the model's.",
+        )
+        self.fill_holes = CheckBox(
+            text="fill holes",
+            tooltip="Close the holes inside objects (instances only). Default: on.",
+        )
+        self.rescale = CheckBox(
+            text="match pixel size",
+            tooltip="Bring an image whose pixel size (µm) is known to that of the training "
+            "images; the result has the pixels of the image. Default: on.",
+        )
+        self.keep_tiles = CheckBox(
+            text="keep tiles on cancel",
+            tooltip="After Cancel, make a result of the tiles that were finished. Default: on.",
+        )
+        cast("QDoubleSpinBox", self.tile_size.native).setSpecialValueText("automatic")
+
+    def _make_answers(self) -> None:
+        self.button = PushButton(text="Segment")
+        self.bar = ProgressBar(min=0, max=1, value=0)
+        native = cast("Any", self.bar.native)
+        native.setTextVisible(False)
+        native.setMaximumHeight(8)
+        native.setToolTip("Finished tiles.")
+        self.bar_text = _label()
+        self.answer = _label(selectable=True)
+
+    def _arrange(self) -> None:
+        self.form = QWidget()
+        form = _form(self.form)
+        form.addRow("Image", _row(self.image.native, self.brief))
+        self.level_title = QLabel("Level")
+        form.addRow(self.level_title, self.level.native)
+        form.addRow("Model", _row(self.model.native, self.open.native))
+        lines = QWidget()
+        column = QVBoxLayout(lines)
+        column.setContentsMargins(0, 0, 0, 4)
+        column.setSpacing(3)
+        for line in (self.passport, *self.notices):
+            column.addWidget(line)
+        form.addRow(lines)
+        form.addRow("Result", self.output.native)
+        form.addRow(self.probabilities.native)
+        form.addRow("Region", self.region.native)
+
+        self.more = QPushButton()
+        self.more.setCheckable(True)
+        self.more.setFlat(True)
+        self.more.setStyleSheet(
+            "text-align: left; background: transparent; border: none; padding: 3px 0;"
+        )
+        self.more.setToolTip("Device, precision, tiles, threshold and sizes.")
+        self.more.toggled.connect(self._unfold)
+        self.advanced = QWidget()
+        deep = _form(self.advanced)
+        deep.addRow("Device", self.device.native)
+        deep.addRow("Precision", self.precision.native)
+        deep.addRow("Tile size (px)", self.tile_size.native)
+        deep.addRow("Threshold", self.threshold.native)
+        deep.addRow("Min. size (px)", self.min_size.native)
+        for box in (self.fill_holes, self.rescale, self.keep_tiles):
+            deep.addRow(box.native)
+        self._unfold(False)
+        form.addRow(self.more)
+        form.addRow(self.advanced)
+
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(4, 4, 4, 4)
+        layout.setSpacing(6)
+        for widget in (
+            self.form,
+            self.button.native,
+            self.bar.native,
+            self.bar_text,
+            self.answer,
+        ):
+            layout.addWidget(widget)
+        layout.addStretch()
+
+    def _unfold(self, open_: bool) -> None:
+        self.advanced.setVisible(open_)
+        self.more.setText("▾ Advanced" if open_ else "▸ Advanced")
+
+    def _chain_tabs(self) -> None:
+        """Tab goes from top to bottom."""
+        chain: list[QWidget] = [
+            *(box.native for box in (self.image, self.level, self.model, self.open)),
+            *cast("QWidget", self.output.native).findChildren(QWidget),
+            *(box.native for box in (self.probabilities, self.region)),
+            self.more,
+            *(box.native for box in self._advanced_boxes()),
+            self.button.native,
+        ]
+        for before, after in pairwise(chain):
+            QWidget.setTabOrder(before, after)
+
+    def _advanced_boxes(self) -> Iterable[Any]:
+        return (
+            self.device,
+            self.precision,
+            self.tile_size,
+            self.threshold,
+            self.min_size,
+            self.fill_holes,
+            self.rescale,
+            self.keep_tiles,
+        )
+
+    def choices(self) -> Choices:
+        """State of the controls."""
+        threshold, min_size = self.threshold.value, self.min_size.value
+        return Choices(
+            output="classes" if self.output.value == "classes" else "instances",
+            keep_probabilities=bool(self.probabilities.value),
+            region=str(self.region.value),
+            device=str(self.device.value),
+            precision=str(self.precision.value),
+            tile_size=int(self.tile_size.value),
+            threshold=None if threshold == _MODEL_THRESHOLD else float(threshold),
+            min_size=None if min_size == _MODEL_SIZE else int(min_size),
+            fill_holes=bool(self.fill_holes.value),
+            rescale=bool(self.rescale.value),
+            keep_tiles=bool(self.keep_tiles.value),
+        )
+
+    def show_saved(self, saved: Saved) -> None:
+        """Set the controls that survive a restart."""
+        self.output.value = saved.output
+        self.probabilities.value = saved.keep_probabilities
+        self.device.value = saved.device
+        self.precision.value = saved.precision
+        self.tile_size.value = saved.tile_size
+        self.fill_holes.value = saved.fill_holes
+        self.rescale.value = saved.rescale
+        self.keep_tiles.value = saved.keep_tiles
+
+    def show_defaults(self, settings: Mapping[str, float]) -> None:
+        """Return to the model's own threshold and size, and say what they are."""
+        threshold, min_size = settings.get("threshold", 0.5), int(settings.get("min_size", 0))
+        self.threshold.value, self.min_size.value = _MODEL_THRESHOLD, _MODEL_SIZE
+        cast("QDoubleSpinBox", self.threshold.native).setSpecialValueText(f"{threshold:g} (model)")
+        cast("QDoubleSpinBox", self.min_size.native).setSpecialValueText(f"{min_size} (model)")
+
+    def saved_boxes(self) -> tuple[Any, ...]:
+        """Widgets whose change is stored, or changes what is said about the image."""
+        return (
+            self.output,
+            self.probabilities,
+            self.region,
+            self.device,
+            self.precision,
+            self.tile_size,
+            self.fill_holes,
+            self.rescale,
+            self.keep_tiles,
+        )
+
+    def saved(self, model: str) -> Saved:
+        """State of the controls that survives a restart."""
+        chosen = self.choices()
+        return Saved(
+            model=model,
+            output=chosen.output,
+            keep_probabilities=chosen.keep_probabilities,
+            device=chosen.device,
+            precision=chosen.precision,
+            tile_size=chosen.tile_size,
+            fill_holes=chosen.fill_holes,
+            rescale=chosen.rescale,
+            keep_tiles=chosen.keep_tiles,
+        )
+
+    def show_brief(self, text: str) -> None:
+        """Say what the image is, in short."""
+        self.brief.setText(text)
+        tip = "Shape of the image in pixels, and the type of a pixel"
+        self.brief.setToolTip(f"{tip}: {text}." if text else f"{tip}.")
+
+    def show_level(self, visible: bool) -> None:
+        """Show the choice of a level, which multiscale images have."""
+        self.level_title.setVisible(visible)
+        cast("QWidget", self.level.native).setVisible(visible)
+
+    def show_notices(self, notices: Iterable[Notice]) -> None:
+        """Say how image and model fit."""
+        shown = list(notices)
+        for line, notice in zip_longest(self.notices, shown[: len(self.notices)]):
+            line.setVisible(notice is not None)
+            if notice is not None:
+                line.setText(notice.text)
+                _mark(line, warning=notice.kind != "note")
+
+    def show_answer(self, text: str, *, failed: bool = False) -> None:
+        """Say what happened, or what went wrong."""
+        self.answer.setText(text)
+        self.answer.setVisible(bool(text))
+        _mark(self.answer, warning=failed)
+
+    def show_warnings_in(self, color: str) -> None:
+        """Give warnings the theme's colour; dark on it, which is legible in both themes."""
+        self.setStyleSheet(
+            # Room for words in the boxes of numbers, whatever the font.
+            "QDoubleSpinBox { min-width: 6.5em; }"
+            f'QLabel[warning="true"] {{ background: {color}; color: #1e1e21; '
+            "border-radius: 2px; padding: 3px 5px; }"
+        )
+
+    def show_running(self, running: bool) -> None:
+        """Turn the button into Cancel and back, and disable what cannot change meanwhile."""
+        self.form.setEnabled(not running)
+        self.button.enabled = True
+        self.button.text = "Cancel" if running else "Segment"
+        self.button.tooltip = "Stop (Escape)." if running else "Run the model on the image (Enter)."
+        self.bar.native.setVisible(running)
+        self.bar_text.setVisible(running)
+
+    def show_cancelling(self) -> None:
+        """Offer to drop what is still being made of the finished tiles."""
+        self.button.text = "Drop finished tiles"
+        self.button.tooltip = "Do not keep the tiles that were finished (Escape)."
+
+    def show_progress(self, done: int, total: int, text: str) -> None:
+        """Move the bar; with ``total = 0`` it only shows that something is going on."""
+        native = cast("Any", self.bar.native)
+        native.setRange(0, total)
+        native.setValue(done)
+        self.bar_text.setText(text)
+
+
+def _mark(label: QLabel, *, warning: bool) -> None:
+    """Set what the style sheet looks at, and let it look again."""
+    if label.property("warning") != warning:
+        label.setProperty("warning", warning)
+        if (style := label.style()) is not None:
+            style.unpolish(label)
+            style.polish(label)
+
+
+def as_button(button: PushButton) -> QPushButton:
+    """Qt's button."""
+    return cast("QPushButton", button.native)

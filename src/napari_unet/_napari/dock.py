@@ -1,0 +1,278 @@
+"""The dock widget: it listens to the viewer and the controls, and hands requests to the session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtGui import QDragEnterEvent, QDropEvent, QKeySequence, QShortcut
+from qtpy.QtWidgets import QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+
+from napari_unet._napari.controls import Controls, as_button
+from napari_unet._napari.images import ImageChooser
+from napari_unet._napari.layers import Placement, describe, read
+from napari_unet._napari.models import offer, open_model, passport
+from napari_unet._napari.region import look
+from napari_unet._napari.request import Notice, Request, check, resolve
+from napari_unet._napari.session import Session
+from napari_unet._napari.settings import Settings
+from napari_unet.checkpoint import Card, find_checkpoint, read_card
+from napari_unet.errors import ValidUNetError
+
+if TYPE_CHECKING:
+    import napari.viewer
+    from napari.layers import Image
+
+__all__ = ["UNetDock"]
+
+_NO_IMAGE = "There is no image: open one, or drag a file into the window, then click Segment."
+_NO_MODEL = "There is no model: click Open… and choose a .safetensors file."
+
+
+class UNetDock(QWidget):
+    """One dock for the whole loop; Segment is its first page.
+
+    Parameters
+    ----------
+    napari_viewer : napari.viewer.Viewer
+        The viewer it belongs to.
+    """
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.settings = Settings()
+        self.card: Card | None = None
+        self.failed = False
+        self._docked = False
+        self.controls = Controls()
+        self.session = Session(self.viewer, self.controls.show_progress, self._on_ended, self)
+        self.images = ImageChooser(self.viewer, self.controls.image, self._on_image)
+        self._arrange()
+        self._connect()
+        self._on_theme()
+        self.controls.show_saved(self.settings.saved)
+        self.controls.show_running(False)
+        self.controls.show_answer("")
+        self._offer_models(next(iter(self.settings.recent), self.settings.saved.model))
+        self.images.refresh()
+
+    def _arrange(self) -> None:
+        scroll = QScrollArea()
+        scroll.setWidget(self.controls)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        # A page for each step of the loop; with one page there are no tabs to see.
+        self.pages = QTabWidget()
+        self.pages.setDocumentMode(True)
+        self.pages.setTabBarAutoHide(True)
+        self.pages.addTab(scroll, "Segment")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self.pages)
+        self.setAcceptDrops(True)
+
+    def _connect(self) -> None:
+        controls, button = self.controls, as_button(self.controls.button)
+        button.clicked.connect(self._on_button)
+        for key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+            enter = QShortcut(QKeySequence(key), button)
+            enter.setContext(Qt.ShortcutContext.WidgetShortcut)
+            enter.activated.connect(button.click)
+        self._escape = QShortcut(QKeySequence(Qt.Key.Key_Escape), self)
+        self._escape.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+        self._escape.activated.connect(self.cancel)
+        self._escape.setEnabled(False)
+        as_button(controls.open).clicked.connect(self._on_open)
+        controls.model.changed.connect(self._on_model)
+        controls.level.changed.connect(self._show_fit)
+        for box in controls.saved_boxes():
+            box.changed.connect(self._on_choice)
+        self.settings.connect(self._on_preferences)
+        self.viewer.events.theme.connect(self._on_theme)
+
+    # --- what a person chooses -----------------------------------------------------------------
+
+    def _offer_models(self, select: str) -> None:
+        """List the models; `select` is chosen if it is there, else the first."""
+        recent = self.settings.recent
+        if Path(select).is_file():
+            recent = (select, *(key for key in recent if key != select))
+        entries = offer(recent)
+        box = self.controls.model
+        with box.changed.blocked():
+            box.choices = [(entry.label, entry.key) for entry in entries]
+            if select in [entry.key for entry in entries]:
+                box.value = select
+        self._on_model()
+
+    def _on_model(self, *_: object) -> None:
+        key, self.card = self.controls.model.value, None
+        line, tip = "No model yet: open a .safetensors file.", ""
+        if key is not None:
+            try:
+                self.card = read_card(key)
+            except ValidUNetError as error:
+                line = ""
+                self.fail(str(error))
+        if self.card is not None:
+            line, tip = self.card.describe(), passport(self.card)
+            self.controls.show_defaults(self.card.settings)
+        self.controls.passport.setText(line)
+        self.controls.passport.setToolTip(tip)
+        self._on_choice()
+
+    def _on_open(self) -> None:
+        name, _ = QFileDialog.getOpenFileName(
+            self, "Open a checkpoint", "", "Checkpoints (*.safetensors);;All files (*)"
+        )
+        if name:
+            self.open_model(name)
+
+    def open_model(self, path: str) -> None:
+        """Offer a checkpoint file and choose it, or say why not."""
+        try:
+            key, _ = open_model(path)
+        except ValidUNetError as error:
+            self.fail(str(error))
+            return
+        self.controls.show_answer("")
+        self._offer_models(key)
+
+    def _on_image(self) -> None:
+        layer, box = self.images.layer, self.controls.level
+        levels = () if layer is None else describe(layer).levels
+        with box.changed.blocked():
+            box.choices = [
+                (f"{n}: {'x'.join(map(str, shape))}", n) for n, shape in enumerate(levels)
+            ]
+        self.controls.show_level(len(levels) > 1)
+        self._show_fit()
+
+    def _on_choice(self, *_: object) -> None:
+        key = self.controls.model.value
+        self.settings.save(self.controls.saved(str(key or self.settings.saved.model)))
+        self._show_fit()
+
+    def _on_preferences(self, *_: object) -> None:
+        if not self.session.running:
+            self.controls.show_saved(self.settings.saved)
+
+    def _on_theme(self, *_: object) -> None:
+        from napari.utils.theme import get_theme
+
+        self.controls.show_warnings_in(get_theme(self.viewer.theme).warning.as_hex())
+
+    def _show_fit(self, *_: object) -> None:
+        """Say in short what the image is, and how the model fits it."""
+        layer = self.images.layer
+        info = None if layer is None else describe(layer, self._level())
+        self.controls.show_brief("" if info is None else info.brief())
+        notices: tuple[Notice, ...] = ()
+        if info is not None and self.card is not None:
+            notices = check(info, self.card, self.controls.choices())
+        self.controls.show_notices(notices)
+
+    def _level(self) -> int:
+        return int(self.controls.level.value or 0)
+
+    # --- running -------------------------------------------------------------------------------
+
+    def _on_button(self) -> None:
+        if self.session.running:
+            self.cancel()
+        else:
+            self.segment()
+
+    def segment(self) -> None:
+        """Segment what is chosen; a failure is said in the dock."""
+        if self.session.running:
+            return
+        layer = self.images.layer
+        if layer is None or self.card is None:
+            self.fail(_NO_IMAGE if layer is None else _NO_MODEL)
+            return
+        key = str(self.controls.model.value)
+        try:
+            request = self._resolve(layer, key, self.card)
+        except ValidUNetError as error:
+            self.fail(str(error))
+            return
+        self.failed = False
+        self.settings.remember(key)
+        self.controls.show_answer("")
+        self.controls.show_running(True)
+        self._escape.setEnabled(True)
+        self.session.start(request, layer)
+
+    def cancel(self) -> None:
+        """Stop the run; a second time, drop what was finished too."""
+        if self.session.cancel():
+            self.controls.show_cancelling()
+
+    def fail(self, sentence: str) -> None:
+        """Say what is wrong in the dock and in a notification."""
+        from napari.utils.notifications import show_error
+
+        self.failed = True
+        self.controls.show_answer(sentence, failed=True)
+        show_error(sentence)
+
+    def _resolve(self, layer: Image, key: str, card: Card) -> Request:
+        level = self._level()
+        info = describe(layer, level)
+        return resolve(
+            self.controls.choices(),
+            info,
+            read(layer, info, card.config.ndim, card.config.in_channels),
+            Placement.of(layer, level),
+            look(self.viewer, layer, level),
+            find_checkpoint(key),
+            card,
+        )
+
+    def _on_ended(self, words: str, failed: bool) -> None:
+        self._escape.setEnabled(False)
+        self.controls.show_running(False)
+        if failed:
+            self.fail(words)
+        else:
+            self.controls.show_answer(words)
+
+    # --- what Qt tells --------------------------------------------------------------------------
+
+    def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:
+        """Accept files."""
+        data = None if event is None else event.mimeData()
+        if event is not None and data is not None and data.hasUrls():
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent | None) -> None:
+        """Open a checkpoint that was dropped."""
+        data = None if event is None else event.mimeData()
+        if event is None or data is None or self.session.running:
+            return
+        files = [url.toLocalFile() for url in data.urls() if url.isLocalFile()]
+        if files:
+            event.acceptProposedAction()
+            self.open_model(files[0])
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """Stop when the dock is closed: napari takes this widget out of it then."""
+        super().changeEvent(event)
+        if event is None or event.type() != QEvent.Type.ParentChange:
+            return
+        if self.parent() is not None:
+            self._docked = True
+        elif self._docked:
+            self._docked = False
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self.session.close()
+        self.images.disconnect()
+        self.settings.disconnect(self._on_preferences)
+        self.viewer.events.theme.disconnect(self._on_theme)
+        self.deleteLater()

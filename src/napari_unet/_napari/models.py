@@ -1,0 +1,84 @@
+"""The models on offer: what was used of late, what comes with the package, what a person opens."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from napari_unet.checkpoint import Card, bundled_models, find_checkpoint, read_card
+
+__all__ = ["ModelEntry", "offer", "open_model", "passport"]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One model that can be chosen.
+
+    Parameters
+    ----------
+    key : str
+        Name of a bundled model, or a path.
+    label : str
+        As the list shows it.
+    """
+
+    key: str
+    label: str
+
+
+def offer(recent: tuple[str, ...]) -> list[ModelEntry]:
+    """List the models: recent ones that are still there first, then the bundled ones.
+
+    Parameters
+    ----------
+    recent : tuple of str
+        Names and paths, the last used first.
+    """
+    bundled = list(bundled_models())
+    keys = [key for key in recent if key in bundled or Path(key).is_file()]
+    keys += [name for name in bundled if name not in keys]
+    stems = [Path(key).stem for key in keys]
+    return [ModelEntry(key, _label(key, stems)) for key in keys]
+
+
+def open_model(path: str | os.PathLike[str]) -> tuple[str, Card]:
+    """Read the card of a file that a person picked.
+
+    Returns
+    -------
+    key : str
+        Under which the model is offered: the file's absolute path.
+    card : Card
+
+    Raises
+    ------
+    CheckpointError
+        If it is not a checkpoint; the message says what it is.
+    """
+    card = read_card(path)
+    return str(find_checkpoint(path).resolve()), card
+
+
+def passport(card: Card) -> str:
+    """Tell all a checkpoint says about itself, one heading per paragraph."""
+    norm = card.normalisation
+    scaled = {
+        "percentile": f"percentiles {norm.low:g} and {norm.high:g} to 0 and 1",
+        "min-max": "smallest and largest value to 0 and 1",
+        "mean-std": "mean 0, standard deviation 1",
+        "none": "as they are",
+    }[norm.kind]
+    lines = [card.describe(), f"Grey levels: {scaled}, over the whole image."]
+    for key, value in card.settings.items():
+        lines.append(f"{key.replace('_', ' ').capitalize()}: {value:g} unless set below.")
+    lines += [f"{heading.capitalize()}: {text}" for heading, text in card.provenance.items()]
+    if not card.provenance:
+        lines.append("The file does not say what it was trained on.")
+    return "\n".join(lines)
+
+
+def _label(key: str, stems: list[str]) -> str:
+    path = Path(key)
+    # Two files of one name are told apart by their folders.
+    return f"{path.stem} ({path.parent.name})" if stems.count(path.stem) > 1 else path.stem

@@ -1,0 +1,287 @@
+"""The worker: segmentation in a thread of its own, and what the window holds of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_unet._napari.request import Request
+from napari_unet._napari.results import LayerData, in_words, layers_of
+from napari_unet.errors import Cancelled, ValidUNetError
+
+if TYPE_CHECKING:
+    from napari_unet.segmentation import Progress, Segmentation
+
+__all__ = ["Canvas", "Failure", "Finished", "Outcome", "Run", "Stopped", "Update", "work"]
+
+# Between two looks at the window: fast enough to look alive, seldom enough to cost nothing.
+_INTERVAL = 0.1
+# Ids that uint8 can show; more are repeated, as napari repeats its colours.
+_SHOWN_IDS = 255
+
+Part = tuple[slice, ...]
+Steps = Generator["Progress", None, "Segmentation"]
+logger = logging.getLogger(__name__)
+
+
+class Canvas:
+    """Labels of the finished tiles: written by the worker, shown by the window.
+
+    Parameters
+    ----------
+    request : Request
+        What is computed.
+
+    Attributes
+    ----------
+    shown : uint8 array of shape ``request.shape``
+        For the screen: one byte per pixel goes to the graphics card as it is.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.shown: NDArray[np.uint8] = np.zeros(request.shape, np.uint8)
+        self._origin = request.origin
+
+    def write(self, progress: Progress) -> Part | None:
+        """Put a tile in its place; None for a step that finished none."""
+        preview, window = progress.preview, progress.window
+        if preview is None or window is None or preview.size == 0:
+            return None
+        start = (*progress.frame, *window.start)
+        stop = (*(index + 1 for index in progress.frame), *window.stop)
+        part = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, self._origin, strict=True))
+        block = preview.reshape([s.stop - s.start for s in part])
+        self.shown[part] = np.where(block > 0, (block - 1) % _SHOWN_IDS + 1, 0)
+        return part
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What happened since the last one.
+
+    Parameters
+    ----------
+    canvas : Canvas
+        All finished tiles.
+    parts : tuple of tuple of slice
+        Which pixels of it are new.
+    done, total : int
+        Tiles.
+    seconds : float
+        Since the first tile began.
+    pixels : int
+        Finished.
+    stage : {"network", "objects"}
+        What is being done.
+    """
+
+    canvas: Canvas
+    parts: tuple[Part, ...]
+    done: int
+    total: int
+    seconds: float
+    pixels: int
+    stage: str
+
+    def in_words(self) -> str:
+        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``."""
+        if self.stage == "objects":
+            return "finding the objects"
+        tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
+        if not self.done or not self.seconds:
+            return tiles
+        left = self.seconds / self.done * (self.total - self.done)
+        rate = self.pixels / self.seconds / 1e6
+        return f"{tiles}, {_duration(left)} left, {rate:.2g} MPx/s"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A complete run: the layers to add, and what happened in words."""
+
+    layers: tuple[LayerData, ...]
+    words: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A person asked to stop."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, in one sentence."""
+
+    message: str
+
+
+Outcome = Finished | Stopped | Failure
+
+
+def work(request: Request, stop: Callable[[], bool]) -> Generator[Update, None, Outcome]:
+    """Segment in a worker's thread.
+
+    Every failure that has a sentence comes back as an outcome: a RuntimeError that leaves a
+    generator worker is taken for a deleted window and swallowed, and torch raises RuntimeErrors.
+
+    Parameters
+    ----------
+    request : Request
+        What to do.
+    stop : callable
+        Asked often; once it says yes, the run ends with what was finished, or with `Stopped`.
+
+    Yields
+    ------
+    Update
+        At most ten times a second.
+    """
+    try:
+        from napari_unet.segmentation import segment_steps
+    except (ImportError, OSError) as error:
+        return Failure(
+            f"PyTorch cannot be loaded ({_first_line(error)}); run `valid-unet doctor`, or on "
+            'Windows start napari with: python -c "import torch, napari; napari.Viewer(); '
+            'napari.run()".'
+        )
+    try:
+        segmentation = yield from _show(request, segment_steps, stop)
+        return Finished(layers_of(request, segmentation), in_words(request, segmentation))
+    except Cancelled:
+        return Stopped()
+    except ValidUNetError as error:
+        return Failure(str(error))
+    except MemoryError:
+        return Failure(
+            "Out of memory; choose the visible region or a smaller tile size, or close other "
+            "programs."
+        )
+    except OSError as error:
+        logger.warning("Segmentation stopped.", exc_info=True)
+        return Failure(f"The image cannot be read any more ({_first_line(error)}); open it again.")
+    except RuntimeError as error:
+        logger.warning("Segmentation stopped.", exc_info=True)
+        return Failure(
+            f"The computation failed ({_first_line(error)}); try float32 on the CPU under Advanced."
+        )
+
+
+def _show(
+    request: Request, segment_steps: Callable[..., Steps], stop: Callable[[], bool]
+) -> Generator[Update, None, Segmentation]:
+    """Pass steps on as updates, the first at once and then a few a second."""
+    canvas, parts, shown, stage = Canvas(request), list[Part](), -_INTERVAL, "network"
+
+    def should_stop() -> bool:
+        # All tiles are there: what a person wants to keep is a moment away.
+        return stop() and not (request.options.keep_finished and stage == "objects")
+
+    steps = segment_steps(
+        request.array, request.model, request.options, should_stop=should_stop, preview=True
+    )
+    try:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                segmentation: Segmentation = end.value
+                return segmentation
+            stage = step.stage
+            if (part := canvas.write(step)) is not None:
+                parts.append(part)
+            now = time.monotonic()
+            if now - shown < _INTERVAL and step.done < step.total:
+                continue
+            shown = now
+            yield Update(
+                canvas, tuple(parts), step.done, step.total, step.seconds, step.pixels, stage
+            )
+            parts.clear()
+    finally:
+        steps.close()
+
+
+class Run:
+    """A request on its way, as the window sees it; everything here happens on the main thread.
+
+    Parameters
+    ----------
+    request : Request
+        What to do.
+    on_update : callable
+        Called with each `Update`.
+    on_end : callable
+        Called once with the `Outcome`, unless the run was abandoned.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        on_update: Callable[[Update], None],
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        self.request = request
+        self._stop = threading.Event()
+        self._on_update: Callable[[Update], None] | None = on_update
+        self._on_end: Callable[[Outcome], None] | None = on_end
+        self.worker: Any = None
+
+    def start(self) -> None:
+        """Begin in a thread of napari's pool."""
+        from napari.qt.threading import create_worker
+
+        self.worker = create_worker(work, self.request, self._asked, _ignore_errors=True)
+        self.worker.yielded.connect(self._yielded)
+        self.worker.returned.connect(self._end)
+        self.worker.errored.connect(self._errored)
+        self.worker.aborted.connect(self._aborted)
+        self.worker.start()
+
+    def cancel(self) -> None:
+        """Ask to stop; the outcome still comes."""
+        self._stop.set()
+
+    def abandon(self, *_: object) -> None:
+        """Ask to stop, and hear nothing of it any more."""
+        self._stop.set()
+        self._on_update = self._on_end = None
+
+    def _asked(self) -> bool:
+        # napari quits its workers when the window closes.
+        return self._stop.is_set() or (self.worker is not None and self.worker.abort_requested)
+
+    def _yielded(self, update: Update) -> None:
+        if self._on_update is not None and not self._stop.is_set():
+            self._on_update(update)
+
+    def _end(self, outcome: Outcome) -> None:
+        on_end = self._on_end
+        self._on_update = self._on_end = None
+        if on_end is not None:
+            on_end(outcome)
+
+    def _aborted(self) -> None:
+        self._end(Stopped())
+
+    def _errored(self, error: Exception) -> None:
+        # A bug: napari has shown it, with its traceback behind a button.
+        self._end(Failure(f"Something went wrong that should not ({_first_line(error)})."))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:200]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,171 @@
+"""One run at a time: its worker, its preview, its bars, and the layers that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, QTimer
+
+from napari_unet._napari.preview import Preview
+from napari_unet._napari.request import Request
+from napari_unet._napari.results import LayerData
+from napari_unet._napari.runner import Failure, Finished, Outcome, Run, Update
+
+if TYPE_CHECKING:
+    from napari.components import ViewerModel
+    from napari.layers import Image
+
+__all__ = ["Session"]
+
+# A cancelled run that has not ended by then is left to end by itself, unheard.
+_PATIENCE_MS = 250
+
+
+class Session(QObject):
+    """What a click on Segment sets off.
+
+    Parameters
+    ----------
+    viewer : ViewerModel
+        Layers are added to it, on the main thread, and only while the session is open.
+    show : callable
+        Called with finished tiles, all tiles (0: not known yet) and words.
+    ended : callable
+        Called once for each run, with words and whether they tell of a failure.
+    parent : QObject
+        Of this object.
+    """
+
+    def __init__(
+        self,
+        viewer: ViewerModel,
+        show: Callable[[int, int, str], None],
+        ended: Callable[[str, bool], None],
+        parent: QObject,
+    ) -> None:
+        super().__init__(parent)
+        self._viewer, self._show, self._ended = viewer, show, ended
+        self._run: Run | None = None
+        self._image: Image | None = None
+        self._preview: Preview | None = None
+        self._activity: Any = None
+        self._last: Update | None = None
+        self.cancelling = False
+        self._patience = QTimer(self)
+        self._patience.setSingleShot(True)
+        self._patience.setInterval(_PATIENCE_MS)
+        self._patience.timeout.connect(self.drop)
+        viewer.layers.events.removed.connect(self._on_layer_removed)
+
+    @property
+    def running(self) -> bool:
+        """Whether a run has begun and not ended."""
+        return self._run is not None
+
+    def start(self, request: Request, image: Image) -> None:
+        """Begin a run on a layer."""
+        self._image, self._last, self.cancelling = image, None, False
+        self._run = Run(request, self._on_update, self._on_end)
+        self._show(0, 0, "loading PyTorch and the model")
+        self._run.start()
+
+    def cancel(self) -> bool:
+        """Stop soon; True if what was finished is made into a result, which takes a moment."""
+        run = self._run
+        if run is None:
+            return False
+        if self.cancelling:
+            self.drop()
+            return False
+        self.cancelling = True
+        run.cancel()
+        keeping = run.request.options.keep_finished and bool(self._last and self._last.done)
+        if keeping and self._last is not None:
+            count = f"{self._last.done} finished tile{'s' * (self._last.done != 1)}"
+            self._show(0, 0, f"stopped; keeping the {count}")
+        else:
+            self._patience.start()
+        return keeping
+
+    def drop(self, words: str = "Cancelled; nothing was added.", *, failed: bool = False) -> None:
+        """Stop now: nothing is added, whatever the worker still does."""
+        if self._run is None:
+            return
+        self._run.abandon()
+        self._close(words, failed=failed)
+
+    def close(self) -> None:
+        """Stop for good, and say nothing: the dock is going away."""
+        self._viewer.layers.events.removed.disconnect(self._on_layer_removed)
+        self._ended = _say_nothing
+        self.drop()
+
+    def _on_update(self, update: Update) -> None:
+        if self._run is None or self.cancelling:
+            return
+        self._last = update
+        self._show(update.done, update.total, update.in_words())
+        if update.parts:
+            if self._preview is None:
+                self._preview = Preview(self._viewer, self._run.request, update.canvas)
+            else:
+                self._preview.update(update.parts)
+        # Last: napari lets the event loop run in here.
+        self._show_activity(update)
+
+    def _show_activity(self, update: Update) -> None:
+        if self._activity is None:
+            self._activity = self._open_activity(update.total)
+        advance = update.done - self._activity.n
+        if advance > 0:
+            self._activity.update(advance)
+
+    def _open_activity(self, total: int) -> Any:
+        from napari.utils import progress
+
+        assert self._run is not None
+        # The delay keeps it off the terminal.
+        return progress(total=total, desc=self._run.request.name, delay=1e-6)
+
+    def _on_end(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Finished):
+            self._add(outcome.layers)
+            self._close(outcome.words, failed=False)
+        elif isinstance(outcome, Failure):
+            self._close(outcome.message, failed=True)
+        else:
+            self._close("Cancelled; nothing was added.", failed=False)
+
+    def _add(self, layers: tuple[LayerData, ...]) -> None:
+        from napari.layers import Layer
+
+        if self._preview is not None:
+            self._preview.remove()
+            self._preview = None
+        for layer in layers:
+            self._viewer.add_layer(Layer.create(*layer))
+
+    def _close(self, words: str, *, failed: bool) -> None:
+        self._patience.stop()
+        self._run = self._image = None
+        self.cancelling = False
+        preview, self._preview = self._preview, None
+        if preview is not None:
+            preview.remove()
+        activity, self._activity = self._activity, None
+        self._ended(words, failed)
+        if activity is not None:
+            activity.close()
+
+    def _on_layer_removed(self, event: Any) -> None:
+        if self._image is not None and event.value is self._image:
+            self.drop(
+                f"The image {self._image.name} was removed, so its segmentation was stopped; "
+                "open it again to start over.",
+                failed=True,
+            )
+
+
+def _say_nothing(_words: str, _failed: bool) -> None:
+    """Nobody is there to hear."""
