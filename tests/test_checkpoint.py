@@ -70,7 +70,7 @@ def test_half_precision_is_half_the_size_and_loads_as_float32(file: Path) -> Non
 
 def test_the_card_says_what_it_is_in_one_line() -> None:
     assert CARD.describe() == (
-        "2-D, 1 channel, background + foreground + contour, 0.65 µm/px, 2,811 parameters"
+        "2-D, 1 channel, background + foreground + contour, 0.65 µm/px, 1,719 parameters"
     )
     plain = Card("x", UNetConfig())
     assert plain.describe().endswith("any pixel size, 31 M parameters")

@@ -31,7 +31,9 @@ def test_the_papers_figures() -> None:
     assert PAPER.step(572) == 384
 
 
-@pytest.mark.parametrize(("depth", "size", "left"), [(1, 18, 2), (2, 44, 4), (3, 92, 4), (4, 188, 4)])
+@pytest.mark.parametrize(
+    ("depth", "size", "left"), [(1, 18, 2), (2, 44, 4), (3, 92, 4), (4, 188, 4)]
+)
 def test_smallest_sizes(depth: int, size: int, left: int) -> None:
     axis = AxisGeometry((3,) * (depth + 1), (2,) * depth)
     assert axis.smallest == size

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from napari_unet import instances
 from napari_unet.checkpoint import Model, load_model
-from napari_unet.engine import Runtime, prepare, run_tiles
+from napari_unet.engine import prepare, run_tiles
 from napari_unet.errors import Cancelled, ImageError
 from napari_unet.frames import Frame
 from napari_unet.intensity import Intensity, fit_intensity
@@ -33,10 +33,8 @@ __all__ = [
     "Options",
     "Progress",
     "Segmentation",
-    "Verification",
     "segment",
     "segment_steps",
-    "verify",
 ]
 
 ModelLike = str | os.PathLike[str] | Model
@@ -206,7 +204,7 @@ def segment_steps(
     for index in job.frames:
         of = job.axes.fit_index(index)
         if of not in fitted:
-            fitted = {of: _fit(job, of)}
+            fitted = {of: fit_frame(job, of)}
         frame = Frame(job.data, job.axes, index, fitted[of], job.grid)
         yield progress("network", index)
         canvas = np.zeros((job.n_classes, *job.plan.region.shape), np.float32)
@@ -232,7 +230,7 @@ def segment_steps(
     return Segmentation(result.labels, result.probabilities, objects, report)
 
 
-def _fit(job: Job, index: tuple[int, ...]) -> Intensity:
+def fit_frame(job: Job, index: tuple[int, ...]) -> Intensity:
     """Statistics of a time point."""
     try:
         volume = job.data[index] if index else job.data
@@ -329,72 +327,3 @@ def _join(tables: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     if not tables:
         return {}
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far tiled and whole-image logits differ.
-
-    Parameters
-    ----------
-    max_abs_logit_difference : float
-        Largest difference of a logit.
-    changed_labels : int
-        Pixels whose most probable class differs.
-    pixels : int
-        Pixels compared.
-    tile_size : tuple of int
-        Of the tiled pass.
-    tiles : int
-        Of the tiled pass.
-    """
-
-    max_abs_logit_difference: float
-    changed_labels: int
-    pixels: int
-    tile_size: tuple[int, ...]
-    tiles: int
-
-
-def verify(image: Any, model: ModelLike = "nuclei", **settings: Any) -> Verification:
-    """Compare tiled inference with one pass over the whole (first) frame.
-
-    Parameters
-    ----------
-    image, model
-        As for `segment`.
-    **settings
-        Fields of `Options`; ``tile_size`` is that of the tiled pass.
-
-    Returns
-    -------
-    Verification
-    """
-    loaded = load_model(model)
-    job = plan_job(image, loaded, Options(**settings))
-    network = prepare(loaded.network, job.runtime)
-    index = job.frames[0]
-    frame = Frame(job.data, job.axes, index, _fit(job, job.axes.fit_index(index)), job.grid)
-    tiled, whole = (
-        _logits(network, frame, plan, job.runtime) for plan in (job.plan, job.whole_plan())
-    )
-    return Verification(
-        float(np.abs(tiled - whole).max()),
-        int(np.count_nonzero(tiled.argmax(0) != whole.argmax(0))),
-        tiled[0].size,
-        job.plan.tile_shape,
-        len(job.plan),
-    )
-
-
-def _logits(
-    network: torch.nn.Module, frame: Frame, plan: Any, runtime: Runtime
-) -> NDArray[np.float32]:
-    """Logits (K, [Z,] Y, X) of a plan's region."""
-    parts = run_tiles(network, frame.read, plan, runtime)
-    tile, first = next(parts)
-    out = np.empty((len(first), *plan.region.shape), np.float32)
-    out[(slice(None), *tile.write.within(plan.region.start).slices)] = first
-    for tile, logits in parts:
-        out[(slice(None), *tile.write.within(plan.region.start).slices)] = logits
-    return out
