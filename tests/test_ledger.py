@@ -38,6 +38,16 @@ def test_the_classic_error_in_the_rows():
     assert (concat.parts, concat.channels) == ((512, 512), 1024)
 
 
+def test_what_runs_silently_is_misplaced():
+    ledger = account(PAPER, 573)
+    assert ledger.silent == (
+        "the skip connection of level 0 cannot be centre-cropped from 569 x 569 to 392 x 392 px"
+    )
+    for size in range(1, 700):  # halves never hide it: it comes out at a crop, or nothing is left
+        ledger = account(PAPER, size)
+        assert bool(ledger.silent) == (not ledger.admissible)
+
+
 @pytest.mark.parametrize(
     ("size", "words", "below", "above"),
     [

@@ -68,6 +68,9 @@ class Ledger:
         In the order in which they are computed; up to what breaks where the size is inadmissible.
     problem : str
         What breaks, and where; empty where the size works.
+    silent : str
+        What a framework that rounds the odd poolings down would run into later: where such a
+        network still gives an output, this is where it is misplaced.
     below, above : tuple of int, or None
         Nearest sizes that work, along each axis; `size` itself where it works. `below` is None
         where an axis has none.
@@ -77,6 +80,7 @@ class Ledger:
     size: tuple[int, ...]
     rows: tuple[Row, ...]
     problem: str
+    silent: str
     below: tuple[int, ...] | None
     above: tuple[int, ...]
 
@@ -98,6 +102,7 @@ class Ledger:
             "output": list(self.output) if self.output else None,
             "admissible": self.admissible,
             "problem": self.problem or None,
+            "rounded_down": self.silent or None,
             "nearest_below": list(self.below) if self.below else None,
             "nearest_above": list(self.above),
             "depth": self.config.depth,
@@ -161,6 +166,7 @@ def account(config: UNetConfig, size: int | Sequence[int]) -> Ledger:
         sizes,
         tuple(walk.rows),
         problem,
+        _Walk(config, sizes, rounds_down=True).run() if problem else "",
         below if len(below) == len(lower) else None,
         tuple(axis.above(n) for axis, n in axes),
     )
@@ -169,8 +175,11 @@ def account(config: UNetConfig, size: int | Sequence[int]) -> Ledger:
 class _Walk:
     """Computes the layers one after the other, as the network does."""
 
-    def __init__(self, config: UNetConfig, size: tuple[int, ...]) -> None:
+    def __init__(
+        self, config: UNetConfig, size: tuple[int, ...], *, rounds_down: bool = False
+    ) -> None:
         self.config = config
+        self.rounds_down = rounds_down
         ones, zeros = (1,) * len(size), (0,) * len(size)
         self.rows = [Row("input", 0, size, config.in_channels, ones, zeros)]
 
@@ -228,7 +237,7 @@ class _Walk:
         """Pool from `level` to the next."""
         pool = self.config.pools[level]
         have = self.rows[-1].size
-        if any(n % p for n, p in zip(have, pool, strict=True)):
+        if not self.rounds_down and any(n % p for n, p in zip(have, pool, strict=True)):
             halves = all(p == 2 for n, p in zip(have, pool, strict=True) if n % p)
             what = "halve an odd map" if halves else f"divide a map evenly by {_by(pool)}"
             return (

@@ -30,7 +30,7 @@ class _Nucleus:
     @property
     def reach(self) -> float:
         """Radius that it surely stays within."""
-        return self.radius * np.sqrt(self.stretch) * 1.15 + 3
+        return float(self.radius * np.sqrt(self.stretch) * 1.15 + 3)
 
 
 def sample_nuclei(seed: int = 3) -> tuple[NDArray[np.uint16], tuple[float, float]]:

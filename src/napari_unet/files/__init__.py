@@ -7,7 +7,9 @@ from napari_unet.files.reading import read_image, read_labels
 from napari_unet.files.writing import (
     LABEL_SUFFIXES,
     check_output,
+    write_image,
     write_labels,
+    write_picture,
     write_probabilities,
 )
 
@@ -18,6 +20,8 @@ __all__ = [
     "check_output",
     "read_image",
     "read_labels",
+    "write_image",
     "write_labels",
+    "write_picture",
     "write_probabilities",
 ]

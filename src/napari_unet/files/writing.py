@@ -21,7 +21,14 @@ from napari_unet.files.atomic import check_folder, replacing_file, replacing_fol
 from napari_unet.files.image_file import ImageFile
 from napari_unet.files.ome_zarr import save_zarr
 
-__all__ = ["LABEL_SUFFIXES", "check_output", "write_labels", "write_probabilities"]
+__all__ = [
+    "LABEL_SUFFIXES",
+    "check_output",
+    "write_image",
+    "write_labels",
+    "write_picture",
+    "write_probabilities",
+]
 
 LABEL_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".npy", ".png", ".zarr")
 """What a label file's name may end in."""
@@ -111,6 +118,43 @@ def write_labels(
         _write_tiff(path, stored, names, lengths, image, note, (0, top))
 
 
+def write_image(path: Path, image: NDArray[Any], *, axes: str, spacing: Sequence[float]) -> None:
+    """Write a grey image as a TIFF that Fiji, QuPath and napari open with its spacing.
+
+    Parameters
+    ----------
+    path : Path
+        Ends in ``.tif``.
+    image : ndarray of uint8, uint16 or float32
+        Pixels.
+    axes : str
+        One letter per axis.
+    spacing : sequence of float
+        Micrometres per pixel along the last axes.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be written.
+    """
+    shown = (float(image.min()), float(image.max()))
+    _write_tiff(path, image, axes, tuple(spacing), None, "", shown)
+
+
+def write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write colours (Y, X, 3) as a PNG.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be written.
+    """
+    from PIL import Image
+
+    with replacing_file(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")
+
+
 def write_probabilities(
     path: Path,
     probabilities: NDArray[np.float32],
@@ -197,7 +241,7 @@ def _write_tiff(
     spacing: tuple[float, ...] | None,
     image: ImageFile | None,
     note: str,
-    shown: tuple[int, int],
+    shown: tuple[float, float],
     classes: Sequence[str] = (),
 ) -> None:
     """Write a deflated TIFF in strips, which ImageJ reads; tiles it does not."""
@@ -221,7 +265,7 @@ def _write_tiff(
             options["resolutionunit"] = "CENTIMETER"
     else:
         metadata |= _imagej_metadata(array, axes, known, image, note, classes)
-        metadata |= {"min": float(shown[0]), "max": float(max(shown[1], 1))}
+        metadata |= {"min": float(shown[0]), "max": float(max(shown[1], shown[0] + 1))}
         if known:
             options["resolution"] = (1 / known["X"], 1 / known["Y"])
     with replacing_file(path) as file:

@@ -1,0 +1,140 @@
+"""``valid-unet evaluate``: compare label images with the truth."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from napari_unet.cli.common import Commands, Parents, add_json, print_json, table
+from napari_unet.errors import ImageError
+
+_DESCRIPTION = """\
+Compare label images with the truth, object by object, as the 2018 Data Science Bowl did: two
+objects match if they share more than a part of their union (IoU).
+
+  F1@0.5       2 TP / (2 TP + FP + FN), matches at IoU > 0.5
+  mean AP      TP / (TP + FP + FN), mean over IoU > 0.50, 0.55 ... 0.95
+  IoU          of all foreground, whatever the objects
+  pixel error  part of the pixels that are foreground in one of the two only
+
+LABELS and TRUTH are two files, or two folders whose files have the same names; `_labels`,
+`_classes` or `_masks` at the end of a name does not count. Of folders, each image's scores and
+their mean are given.
+"""
+_SUFFIXES = (".tif", ".tiff", ".png", ".npy", ".zarr")
+_ENDINGS = ("_labels", "_label", "_classes", "_masks", "_mask", "_truth")
+_COLUMNS = (
+    ("F1@0.5", "f1_50", "{:.4f}"),
+    ("mean AP", "mean_ap", "{:.4f}"),
+    ("IoU", "iou", "{:.4f}"),
+    ("pixel error", "pixel_error", "{:.5f}"),
+    ("objects", "objects", "{:.0f}"),
+    ("truth", "truth_objects", "{:.0f}"),
+)
+
+
+def add_parser(commands: Commands, parents: Parents) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "evaluate",
+        parents=parents,
+        help="compare labels with the truth: F1, average precision, IoU",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("labels", type=Path, metavar="LABELS", help="what was found")
+    parser.add_argument("truth", type=Path, metavar="TRUTH", help="what is there")
+    add_json(parser, "the scores as JSON; of folders also those of each image, as `images`")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the scores."""
+    from napari_unet.evaluate import aggregate
+
+    labels, truth = arguments.labels.expanduser(), arguments.truth.expanduser()
+    folders = _is_folder(labels), _is_folder(truth)
+    if folders[0] != folders[1]:
+        raise ImageError("LABELS and TRUTH must both be files, or both be folders of files.")
+    if not folders[0]:
+        scores = _compare(labels, truth)
+        if arguments.json:
+            print_json({"labels": str(labels), "truth": str(truth), **scores})
+        else:
+            print(_table([(labels.name, scores)]))
+        return 0
+    pairs = _pairs(labels, truth)
+    each = [(found.name, _compare(found, there)) for found, there in pairs]
+    mean = aggregate(scores for _, scores in each)
+    if arguments.json:
+        images = [
+            {"labels": str(found), "truth": str(there), **scores}
+            for (found, there), (_, scores) in zip(pairs, each, strict=True)
+        ]
+        summary = {**mean, "image_count": mean["images"], "images": images}
+        print_json({"labels": str(labels), "truth": str(truth), **summary})
+    else:
+        print(_table([*each, (f"mean of {len(each)}, sums", mean)]))
+    return 0
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder of files, not a zarr image."""
+    marks = ("zarr.json", ".zarray", ".zgroup")
+    return path.is_dir() and not any((path / mark).is_file() for mark in marks)
+
+
+def _compare(labels: Path, truth: Path) -> dict[str, float]:
+    from napari_unet.evaluate import evaluate
+    from napari_unet.files import read_labels
+
+    found, there = read_labels(labels), read_labels(truth)
+    if found.shape != there.shape:
+        raise ImageError(
+            f"{labels.name} has shape {found.shape} but {truth.name} has {there.shape}; compare "
+            "label images of the same picture."
+        )
+    return evaluate(found, there)
+
+
+def _pairs(labels: Path, truth: Path) -> list[tuple[Path, Path]]:
+    """Files of both folders by name; every truth needs its labels, or the mean would flatter."""
+    found, there = _by_name(labels), _by_name(truth)
+    if not there:
+        raise ImageError(f"{truth} holds no label image ({', '.join(_SUFFIXES)}); check the path.")
+    if missing := sorted(set(there) - set(found)):
+        names = ", ".join(there[key].name for key in missing[:3])
+        raise ImageError(
+            f"{labels} has no labels for {len(missing)} of {len(there)} images in {truth} "
+            f"({names}{', ...' if len(missing) > 3 else ''}); names must be the same in both."
+        )
+    if more := len(set(found) - set(there)):
+        print(f"valid-unet: {more} label images without a truth are left out.", file=sys.stderr)
+    return [(found[key], there[key]) for key in sorted(there)]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+            continue
+        name = path.stem.removesuffix(".ome")
+        key = next((name.removesuffix(end) for end in _ENDINGS if name.endswith(end)), name)
+        if key in files:
+            raise ImageError(
+                f"{files[key].name} and {path.name} in {folder} are labels of the same name; "
+                "move one of them away."
+            )
+        files[key] = path
+    return files
+
+
+def _table(rows: list[tuple[str, dict[str, Any]]]) -> str:
+    titles = ("", *(title for title, _, _ in _COLUMNS))
+    lines = [
+        (name, *(pattern.format(scores[key]) for _, key, pattern in _COLUMNS))
+        for name, scores in rows
+    ]
+    return table([titles, *lines], right=range(1, len(titles)))
