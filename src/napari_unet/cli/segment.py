@@ -121,8 +121,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment one image after the other."""
     tasks = _tasks(arguments)
     _check(tasks, arguments)
-    segmentation = load_segmentation()
-    model = segmentation.load_model(arguments.model)
+    load_segmentation()
+    from napari_unet.checkpoint import load_model
+
+    model = load_model(arguments.model)
     reports: list[dict[str, Any]] = []
     for task in tasks:
         try:
@@ -156,10 +158,11 @@ def _tasks(arguments: argparse.Namespace) -> list[_Task]:
         target = out / f"{stem}_{_NAMES[arguments.output]}{kind}" if into_folder else out
         beside = None
         if arguments.keep_probabilities and arguments.output != "probabilities":
-            suffix = kind if into_folder else _suffix(out)
-            suffix = ".tif" if suffix.lower() == ".png" else suffix
-            named = stem if into_folder else out.name.removesuffix(suffix)
-            beside = target.with_name(f"{named}_probabilities{suffix}")
+            ending = kind if into_folder else _ending(out)
+            name = stem if into_folder else out.name.removesuffix(ending)
+            # A PNG cannot hold them.
+            ending = ".tif" if ending.lower() == ".png" else ending
+            beside = target.with_name(f"{name}_probabilities{ending}")
         tasks.append(_Task(source, target, beside))
     return tasks
 
@@ -176,7 +179,7 @@ def _expand(text: str) -> list[Path]:
     return found
 
 
-def _suffix(path: Path) -> str:
+def _ending(path: Path) -> str:
     return "".join(path.suffixes[-2:]) if ".ome." in path.name.lower() else path.suffix
 
 

@@ -49,10 +49,13 @@ def add_parser(commands: Commands, parents: Parents) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print how far they differ."""
-    segmentation = load_segmentation()
-    model = segmentation.load_model(arguments.model)
+    load_segmentation()
+    from napari_unet.checkpoint import load_model
+    from napari_unet.verification import verify
+
+    model = load_model(arguments.model)
     image = open_image(arguments.image.expanduser(), arguments, model.config)
-    result = segmentation.verify(
+    result = verify(
         image.data,
         model,
         axes=image.axes,
