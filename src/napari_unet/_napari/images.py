@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from magicgui.widgets import ComboBox
 
+from napari_unet._napari.results import METADATA_KEY
+
 if TYPE_CHECKING:
     from napari.components import ViewerModel
     from napari.layers import Image
@@ -56,7 +58,8 @@ class ImageChooser:
         if chosen is None:
             self._picked = False
         active = self._viewer.layers.selection.active
-        if not self._picked and active in layers:
+        # A map of probabilities is looked at, not segmented.
+        if not self._picked and active in layers and METADATA_KEY not in active.metadata:
             chosen = active
         with self._box.changed.blocked():
             self._box.choices = [(layer.name, layer) for layer in layers]

@@ -19,6 +19,8 @@ __all__ = ["Preview"]
 class Preview:
     """A Labels layer that grows; it goes when the run ends, and the result is a fresh one.
 
+    Made before the worker starts, so that the first tile only has to add it.
+
     Only what is new goes to the graphics card: drawing anew all of a 2048 x 2048 layer for each
     tile would stop the window for as long as the tiles take.
 
@@ -28,39 +30,46 @@ class Preview:
         Where the layer is added; the selection stays as it is.
     request : Request
         What is computed.
-    canvas : Canvas
-        The labels.
     """
 
-    def __init__(self, viewer: ViewerModel, request: Request, canvas: Canvas) -> None:
+    def __init__(self, viewer: ViewerModel, request: Request) -> None:
         from napari.layers import Labels
 
-        self._viewer, self._canvas = viewer, canvas
+        self._viewer = viewer
+        self._added = False
+        self.canvas = Canvas(request)
         look_of = {}
         if request.options.output == "classes":
             look_of = {"colormap": class_look(request.card.classes)["colormap"]}
         self.layer: Labels = Labels(
-            canvas.shown,
+            self.canvas.shown,
             name=f"{request.name} (running)",
             **look_of,
             **request.placement.arguments(),
         )
         self.layer.editable = False
-        selected = set(viewer.layers.selection)
-        active = viewer.layers.selection.active
-        viewer.add_layer(self.layer)
-        viewer.layers.selection = selected
-        viewer.layers.selection.active = active
 
     @property
     def shown(self) -> bool:
-        """Whether the layer is still there: a person may remove it."""
+        """Whether the layer is there: a person may remove it."""
         return self.layer in self._viewer.layers
 
     def update(self, parts: tuple[Part, ...]) -> None:
         """Show new pixels, as far as they are on screen."""
-        if not (self.shown and self.layer.visible):
-            return
+        if not self._added:
+            self._add()
+        elif self.shown and self.layer.visible:
+            self._show(parts)
+
+    def _add(self) -> None:
+        self._added = True
+        layers = self._viewer.layers
+        selected, active = set(layers.selection), layers.selection.active
+        self._viewer.add_layer(self.layer)
+        layers.selection = selected
+        layers.selection.active = active
+
+    def _show(self, parts: tuple[Part, ...]) -> None:
         if self._viewer.dims.ndisplay != 2:
             self.layer.refresh(extent=False, thumbnail=False)
             return
@@ -73,7 +82,7 @@ class Preview:
         if any(not part[axis].start <= view.index[axis] < part[axis].stop for axis in hidden):
             return
         index = tuple(view.index[axis] if axis in hidden else s for axis, s in enumerate(part))
-        block = self._canvas.shown[index]
+        block = self.canvas.shown[index]
         rows, columns = view.displayed
         self.layer.events.labels_update(
             data=block if rows < columns else block.T,

@@ -34,7 +34,7 @@ def layers_of(request: Request, segmentation: Segmentation) -> tuple[LayerData, 
     maps: tuple[LayerData, ...] = ()
     if request.options.keep_probabilities and segmentation.probabilities is not None:
         pairs = zip(request.card.classes, segmentation.probabilities, strict=True)
-        maps = tuple(_probability(request, info, values) for info, values in pairs)
+        maps = tuple(_probability(request, info, values, report) for info, values in pairs)
     return (*maps, labels)
 
 
@@ -88,9 +88,12 @@ def _labels(request: Request, labels: NDArray[np.int32], report: dict[str, Any])
     return np.require(labels, np.int32, ["C", "W"]), arguments, "labels"
 
 
-def _probability(request: Request, info: ClassInfo, values: NDArray[np.float32]) -> LayerData:
+def _probability(
+    request: Request, info: ClassInfo, values: NDArray[np.float32], report: dict[str, Any]
+) -> LayerData:
     arguments = {
         "name": f"{request.name} {info.name}",
+        "metadata": {METADATA_KEY: report},
         "contrast_limits": (0.0, 1.0),
         "blending": "additive",
         # One at a time is what a person looks at; and hidden layers cost nothing to add.

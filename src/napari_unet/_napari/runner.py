@@ -68,10 +68,8 @@ class Update:
 
     Parameters
     ----------
-    canvas : Canvas
-        All finished tiles.
     parts : tuple of tuple of slice
-        Which pixels of it are new.
+        Which pixels of the canvas are new.
     done, total : int
         Tiles.
     seconds : float
@@ -82,7 +80,6 @@ class Update:
         What is being done.
     """
 
-    canvas: Canvas
     parts: tuple[Part, ...]
     done: int
     total: int
@@ -125,7 +122,9 @@ class Failure:
 Outcome = Finished | Stopped | Failure
 
 
-def work(request: Request, stop: Callable[[], bool]) -> Generator[Update, None, Outcome]:
+def work(
+    request: Request, canvas: Canvas, stop: Callable[[], bool]
+) -> Generator[Update, None, Outcome]:
     """Segment in a worker's thread.
 
     Every failure that has a sentence comes back as an outcome: a RuntimeError that leaves a
@@ -135,6 +134,8 @@ def work(request: Request, stop: Callable[[], bool]) -> Generator[Update, None, 
     ----------
     request : Request
         What to do.
+    canvas : Canvas
+        Finished tiles are written into it.
     stop : callable
         Asked often; once it says yes, the run ends with what was finished, or with `Stopped`.
 
@@ -152,7 +153,7 @@ def work(request: Request, stop: Callable[[], bool]) -> Generator[Update, None, 
             'napari.run()".'
         )
     try:
-        segmentation = yield from _show(request, segment_steps, stop)
+        segmentation = yield from _show(request, canvas, segment_steps, stop)
         return Finished(layers_of(request, segmentation), in_words(request, segmentation))
     except Cancelled:
         return Stopped()
@@ -174,10 +175,10 @@ def work(request: Request, stop: Callable[[], bool]) -> Generator[Update, None, 
 
 
 def _show(
-    request: Request, segment_steps: Callable[..., Steps], stop: Callable[[], bool]
+    request: Request, canvas: Canvas, segment_steps: Callable[..., Steps], stop: Callable[[], bool]
 ) -> Generator[Update, None, Segmentation]:
     """Pass steps on as updates, the first at once and then a few a second."""
-    canvas, parts, shown, stage = Canvas(request), list[Part](), -_INTERVAL, "network"
+    parts, shown, stage = list[Part](), -_INTERVAL, "network"
 
     def should_stop() -> bool:
         # All tiles are there: what a person wants to keep is a moment away.
@@ -200,9 +201,7 @@ def _show(
             if now - shown < _INTERVAL and step.done < step.total:
                 continue
             shown = now
-            yield Update(
-                canvas, tuple(parts), step.done, step.total, step.seconds, step.pixels, stage
-            )
+            yield Update(tuple(parts), step.done, step.total, step.seconds, step.pixels, stage)
             parts.clear()
     finally:
         steps.close()
@@ -215,6 +214,8 @@ class Run:
     ----------
     request : Request
         What to do.
+    canvas : Canvas
+        Where finished tiles are written.
     on_update : callable
         Called with each `Update`.
     on_end : callable
@@ -224,10 +225,11 @@ class Run:
     def __init__(
         self,
         request: Request,
+        canvas: Canvas,
         on_update: Callable[[Update], None],
         on_end: Callable[[Outcome], None],
     ) -> None:
-        self.request = request
+        self.request, self._canvas = request, canvas
         self._stop = threading.Event()
         self._on_update: Callable[[Update], None] | None = on_update
         self._on_end: Callable[[Outcome], None] | None = on_end
@@ -237,7 +239,9 @@ class Run:
         """Begin in a thread of napari's pool."""
         from napari.qt.threading import create_worker
 
-        self.worker = create_worker(work, self.request, self._asked, _ignore_errors=True)
+        self.worker = create_worker(
+            work, self.request, self._canvas, self._asked, _ignore_errors=True
+        )
         self.worker.yielded.connect(self._yielded)
         self.worker.returned.connect(self._end)
         self.worker.errored.connect(self._errored)

@@ -66,7 +66,8 @@ class Session(QObject):
     def start(self, request: Request, image: Image) -> None:
         """Begin a run on a layer."""
         self._image, self._last, self.cancelling = image, None, False
-        self._run = Run(request, self._on_update, self._on_end)
+        self._preview = Preview(self._viewer, request)
+        self._run = Run(request, self._preview.canvas, self._on_update, self._on_end)
         self._show(0, 0, "loading PyTorch and the model")
         self._run.start()
 
@@ -106,11 +107,8 @@ class Session(QObject):
             return
         self._last = update
         self._show(update.done, update.total, update.in_words())
-        if update.parts:
-            if self._preview is None:
-                self._preview = Preview(self._viewer, self._run.request, update.canvas)
-            else:
-                self._preview.update(update.parts)
+        if update.parts and self._preview is not None:
+            self._preview.update(update.parts)
         # Last: napari lets the event loop run in here.
         self._show_activity(update)
 

@@ -1,0 +1,147 @@
+"""What the tests of the dock share: a dock of its own, and a segmentation that can be held up."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari")
+
+from dock_models import bright_model
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import QThreadPool
+
+from napari_unet._napari.dock import UNetDock
+from napari_unet.errors import Cancelled
+from napari_unet.segmentation import Progress, Segmentation, segment
+from napari_unet.tiling import Window
+
+__all__ = ["Held", "bright_squares", "dock", "finish", "fresh_settings", "notified"]
+
+
+def bright_squares(shape: tuple[int, ...] = (64, 96), step: int = 16) -> np.ndarray:
+    """Draw squares of 8 px, one in each cell of `step` px, on the last two axes."""
+    image = np.zeros(shape, np.float32)
+    for y in range(4, shape[-2] - 8, step):
+        for x in range(4, shape[-1] - 8, step):
+            image[..., y : y + 8, x : x + 8] = 1
+    return image
+
+
+@pytest.fixture
+def fresh_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Settings of this test alone, as napari's own fixture for plugins makes them."""
+    from napari import settings
+
+    settings._clear_plugin_settings_cache()
+    folder = tmp_path / "config"
+    folder.mkdir()
+    monkeypatch.setattr(settings, "_CFG_PATH", str(folder / "settings.yaml"))
+    yield folder
+    settings._clear_plugin_settings_cache()
+
+
+@pytest.fixture
+def dock(make_napari_viewer: Any, fresh_settings: Path, tmp_path: Path, qtbot: Any) -> Any:
+    """A dock in a viewer without layers, with a model that finds what is bright."""
+    viewer = make_napari_viewer()
+    widget = UNetDock(viewer)
+    viewer.window.add_dock_widget(widget, name="U-Net")
+    widget.open_model(str(bright_model(tmp_path)))
+    before = len(notification_manager.records)
+    widget.seen_before = before
+    yield widget
+    QThreadPool.globalInstance().waitForDone(20_000)
+    qtbot.wait(50)
+
+
+def notified(dock: UNetDock) -> list[str]:
+    """Messages of the notifications since the dock was made."""
+    return [str(record.message) for record in notification_manager.records[dock.seen_before :]]
+
+
+def finish(dock: UNetDock, qtbot: Any, timeout: int = 60_000) -> str:
+    """Wait for a run to end; what the dock says then."""
+    qtbot.waitUntil(lambda: not dock.session.running, timeout=timeout)
+    return dock.controls.answer.text()
+
+
+@dataclass
+class Held:
+    """In place of the core's `segment_steps`: a tile is a row of `height` pixels.
+
+    Attributes
+    ----------
+    gate : threading.Event
+        Tiles after the first `free` wait for it.
+    error : Exception, optional
+        Raised instead of the tile after the free ones.
+    deaf : bool
+        Whether `should_stop` is not looked at.
+    """
+
+    free: int = 1
+    height: int = 8
+    error: BaseException | None = None
+    deaf: bool = False
+    gate: threading.Event = field(default_factory=threading.Event)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, image, model, options, *, should_stop, preview):
+        try:
+            return (yield from self._steps(image, model, options, should_stop))
+        finally:
+            self.stopped.set()
+
+    def _steps(self, image, model, options, should_stop):
+        rows, columns = image.shape
+        total = -(-rows // self.height)
+        yield Progress("network", 0, total, 0, 0.0)
+        for done in range(total):
+            if done >= self.free:
+                if self.error is not None:
+                    raise self.error
+                try:
+                    self._wait(should_stop)
+                except Cancelled:
+                    if not (options.keep_finished and done):
+                        raise
+                    return self._result(image, model, options, done)
+            window = Window((done * self.height, 0), (min((done + 1) * self.height, rows), columns))
+            labels = (image[window.slices] > 0.5).astype(np.int32) * (done + 1)
+            yield Progress(
+                "network", done + 1, total, (done + 1) * self.height * columns, done + 1.0,
+                window=window, preview=labels,
+            )  # fmt: skip
+        yield Progress("objects", total, total, image.size, 1.0)
+        return self._result(image, model, options, total)
+
+    def _wait(self, should_stop) -> None:
+        while not self.gate.wait(0.01):
+            if should_stop() and not self.deaf:
+                raise Cancelled("Stopped.")
+        time.sleep(0.01)
+
+    def _result(self, image, model, options, done: int) -> Segmentation:
+        from dataclasses import replace
+
+        found = segment(image, model, replace(options, keep_finished=False))
+        total = -(-image.shape[0] // self.height)
+        report = replace(found.report, tiles=done, complete=done == total)
+        return replace(found, report=report)
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """Segmentations wait after the first tile until the gate is opened."""
+    fake = Held()
+    monkeypatch.setattr("napari_unet.segmentation.segment_steps", fake)
+    yield fake
+    fake.gate.set()
