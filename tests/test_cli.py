@@ -722,7 +722,7 @@ def test_doctor_without_packages(run, monkeypatch):
     assert status == 0
     assert "- Install PyTorch anew (it is not installed)" in text
     assert 'pip install "napari-valid-unet[all]"' in text
-    assert "pip install zarr dask imagecodecs" in text
+    assert "pip install zarr imagecodecs" in text
 
 
 @pytest.mark.parametrize(

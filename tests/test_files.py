@@ -352,6 +352,41 @@ def test_an_image_that_changes_while_it_is_read(tmp_path, change):
         np.asarray(data[4:8])
 
 
+@given(st.data())
+def test_lazy_arrays_index_like_arrays(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "lazy.npy"
+    array = np.arange(3 * 4 * 5 * 6).reshape(3, 4, 5, 6)
+    if not path.exists():
+        np.save(path, array)
+    lazy = read_image(path, lazy_above=0).data
+    for _ in range(data.draw(st.integers(0, 3))):
+        key = []
+        for extent in array.shape[: data.draw(st.integers(0, array.ndim))]:
+            whole = st.integers(-extent, extent - 1) if extent else st.just(slice(None))
+            part = st.slices(extent).filter(lambda s: (s.step or 1) > 0)
+            key.append(data.draw(whole | part | part))
+        if data.draw(st.booleans()) and len(key) < array.ndim:
+            key.append(...)
+        array, lazy = array[tuple(key)], lazy[tuple(key)]
+        order = data.draw(st.permutations(range(array.ndim)))
+        array, lazy = array.transpose(order), lazy.transpose(order)
+        assert (lazy.shape, lazy.ndim, lazy.size) == (array.shape, array.ndim, array.size)
+    np.testing.assert_array_equal(np.asarray(lazy), array)
+    assert np.asarray(lazy, dtype=float).dtype == float
+
+
+def test_lazy_arrays_refuse_other_indices(tmp_path):
+    np.save(tmp_path / "a.npy", pixels(3, 4))
+    lazy = read_image(tmp_path / "a.npy", lazy_above=0).data
+    assert len(lazy) == 3
+    with pytest.raises(IndexError):
+        lazy[3]
+    with pytest.raises(IndexError):
+        lazy[0, 0, 0]
+    with pytest.raises(TypeError):
+        lazy[[0, 1]]
+
+
 # --- Labels -----------------------------------------------------------------------------------
 
 
@@ -625,7 +660,6 @@ def test_a_file_keeps_the_usual_rights(tmp_path):
 
 @pytest.fixture
 def zarr():
-    pytest.importorskip("dask")
     return pytest.importorskip("zarr")
 
 

@@ -27,7 +27,6 @@ _WINDOW = ("napari", "npe2", "magicgui", "qtpy")
 _BINDINGS = ("PyQt6", "PySide6", "PyQt5", "PySide2")
 _OPTIONAL = {
     "zarr": "reads zarr images, and TIFFs larger than memory",
-    "dask": "the same",
     "imagecodecs": "reads TIFFs compressed with LZW, JPEG, ...",
 }
 # Libraries that Qt and OpenGL load on Linux, and the Debian or Ubuntu packages that bring them.

@@ -237,6 +237,7 @@ def _segment(task: _Task, model: Model, arguments: argparse.Namespace) -> dict[s
     finally:
         bar.clear()
     report = {"input": str(task.source), "output": str(task.target), **result.report.to_dict()}
+    report["settings"]["level"] = arguments.level  # chosen while reading
     if task.probabilities is not None:
         report["probabilities"] = str(task.probabilities)
     report["remarks"] = list(image.remarks)

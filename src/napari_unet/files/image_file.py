@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,62 +82,95 @@ class ImageFile:
 class LazyArray:
     """An array that stays in its file until a part of it is asked for.
 
-    Indexing gives another lazy array; `numpy.asarray` reads. A file that was changed or removed
-    since it was opened is an error, not other pixels.
+    Whole numbers, slices and `transpose` give another lazy array; `numpy.asarray` reads what is
+    left, in one piece. A file that was changed or removed since it was opened is an error, not
+    other pixels.
 
     Parameters
     ----------
-    array : array-like
-        Memory-mapped, dask or zarr array.
+    source : array-like
+        Memory-mapped or zarr array.
     path : Path
         For messages.
     stamp : callable
         Gives something that changes when the file does.
     """
 
-    def __init__(self, array: Any, path: Path, stamp: Callable[[], object]) -> None:
-        self._array = array
+    def __init__(self, source: Any, path: Path, stamp: Callable[[], object]) -> None:
+        self._source = source
         self._path = path
         self._stamp = stamp
         self._opened: object = stamp()
+        # What is taken of each axis of the source, and which of them each axis here is.
+        self._taken: tuple[int | range, ...] = tuple(range(int(n)) for n in source.shape)
+        self._order = tuple(range(len(self._taken)))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Extent of each axis."""
-        return tuple(int(n) for n in self._array.shape)
+        return tuple(len(self._range(axis)) for axis in self._order)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the pixels."""
-        dtype: np.dtype[Any] = np.dtype(self._array.dtype)
+        dtype: np.dtype[Any] = np.dtype(self._source.dtype)
         return dtype
 
     @property
     def ndim(self) -> int:
         """Number of axes."""
-        return len(self.shape)
+        return len(self._order)
 
     @property
     def size(self) -> int:
         """Number of pixels."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return prod(self.shape)
+
+    def _range(self, axis: int) -> range:
+        taken = self._taken[axis]
+        assert isinstance(taken, range)
+        return taken
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> LazyArray:
-        # What it was when the image was opened counts, not what it is now.
-        part = copy(self)
-        part._array = self._array[key]
-        return part
+        keys = list(key) if isinstance(key, tuple) else [key]
+        if Ellipsis in keys:
+            at = keys.index(Ellipsis)
+            keys[at : at + 1] = [slice(None)] * (self.ndim - len(keys) + 1)
+        if len(keys) > self.ndim:
+            raise IndexError(f"{len(keys)} indices for an array of {self.ndim} axes")
+        taken, order = list(self._taken), list(self._order)
+        for axis, part in zip(self._order, keys, strict=False):
+            if isinstance(part, slice):
+                taken[axis] = self._range(axis)[part]
+            else:
+                taken[axis] = self._range(axis)[operator.index(part)]
+                order.remove(axis)
+        return self._with(tuple(taken), tuple(order))
+
+    def transpose(self, order: Sequence[int]) -> LazyArray:
+        """Reorder the axes, as numpy's."""
+        return self._with(self._taken, tuple(self._order[i] for i in order))
+
+    def _with(self, taken: tuple[int | range, ...], order: tuple[int, ...]) -> LazyArray:
+        view = copy(self)
+        view._taken, view._order = taken, order
+        return view
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         self._check()
+        key = tuple(
+            slice(part.start, part.stop, part.step) if isinstance(part, range) else part
+            for part in self._taken
+        )
         with decoding(self._path):
-            pixels = np.array(self._array, dtype=dtype)
+            pixels = np.array(self._source[key], dtype=dtype)
         # zarr takes a chunk that is not there for an empty one, so look again.
         self._check()
-        return pixels
+        kept = [axis for axis, part in enumerate(self._taken) if isinstance(part, range)]
+        return pixels.transpose([kept.index(axis) for axis in self._order])
 
     def _check(self) -> None:
         try:
@@ -204,7 +238,7 @@ def arrange(array: Any, letters: str, given: str | None, path: Path) -> tuple[An
     Parameters
     ----------
     array : array-like
-        With `transpose` and indexing, as numpy's and dask's.
+        With `transpose` and indexing, as numpy's.
     letters : str
         One per axis as the file names them; ``?`` where it does not.
     given : str, optional

@@ -24,13 +24,12 @@ _INSTALL = 'run: pip install "napari-valid-unet[zarr]"'
 
 
 def _zarr() -> Any:
-    """Import zarr and dask, which are an extra."""
+    """Import zarr, which is an extra."""
     try:
-        import dask.array
         import zarr
     except ImportError as error:
         raise ImageError(f"zarr files need another package; {_INSTALL}") from error
-    return zarr, dask.array
+    return zarr
 
 
 def read_zarr(path: Path, level: int, axes: str | None) -> ImageFile:
@@ -50,7 +49,7 @@ def read_zarr(path: Path, level: int, axes: str | None) -> ImageFile:
     ImageError
         If there is no image in the folder, or zarr is not installed.
     """
-    zarr, dask_array = _zarr()
+    zarr = _zarr()
     node = zarr.open(path, mode="r")
     lengths: dict[str, float | None] = {}
     if isinstance(node, zarr.Array):
@@ -69,12 +68,10 @@ def read_zarr(path: Path, level: int, axes: str | None) -> ImageFile:
         names = _axes(image, array.ndim)
         letters = "".join(_letter(axis["name"]) for axis in names)
         lengths = _lengths(image, scales[level], names)
-    lazy = dask_array.from_array(array, chunks=array.chunks)
-    pixels, known = arrange(lazy, letters, axes, path)
-    if 0 in pixels.shape or not pixels.shape:
+    if 0 in array.shape or not array.shape:
         raise ImageError(f"{path.name} has no pixels; choose another image.")
-    data = LazyArray(pixels, path, _stamp(path, array))
-    return ImageFile(path, data, known, spacing_of(lengths, known), "zarr")
+    pixels, known = arrange(LazyArray(array, path, _stamp(path, array)), letters, axes, path)
+    return ImageFile(path, pixels, known, spacing_of(lengths, known), "zarr")
 
 
 def _multiscale(group: Any, path: Path) -> tuple[Any, Mapping[str, Any]]:
@@ -151,7 +148,7 @@ def save_zarr(
     ImageError
         If zarr is not installed.
     """
-    zarr, _ = _zarr()
+    zarr = _zarr()
     kinds = {"T": "time", "C": "channel"}
     spatial = [letter for letter in axes if letter in "ZYX"]
     known = dict(zip(spatial[-len(spacing) :], spacing, strict=True)) if spacing else {}

@@ -161,10 +161,10 @@ def _read_npy(path: Path, axes: str | None, lazy_above: int) -> ImageFile:
     mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     if not mapped.shape or 0 in mapped.shape:
         raise ImageError(f"{path.name} has no pixels; choose another image.")
-    eager = mapped.nbytes <= lazy_above
-    pixels, known = arrange(np.array(mapped) if eager else mapped, "?" * mapped.ndim, axes, path)
-    data = pixels if eager else LazyArray(pixels, path, file_stamp(path))
-    return ImageFile(path, data, known, spacing_of({}, known), "npy")
+    lazy = mapped.nbytes > lazy_above
+    pixels = LazyArray(mapped, path, file_stamp(path)) if lazy else np.array(mapped)
+    pixels, known = arrange(pixels, "?" * mapped.ndim, axes, path)
+    return ImageFile(path, pixels, known, spacing_of({}, known), "npy")
 
 
 def _not_an_image(path: Path, start: bytes) -> str:

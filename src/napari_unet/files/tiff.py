@@ -73,14 +73,14 @@ def read_tiff(path: Path, level: int, axes: str | None, lazy_above: int) -> Imag
         ratio = {a: finest.get(a, n) / n for a, n in zip(chosen.axes, shape, strict=True)}
         lengths = {a: n and n * ratio.get(a, 1.0) for a, n in lengths.items()}
         pixels = _pixels(path, chosen, level, lazy_above)
+        if not isinstance(pixels, np.ndarray) or isinstance(pixels, np.memmap):
+            pixels = LazyArray(pixels, path, file_stamp(path))
         alpha = axes is None and _last_sample_is_alpha(chosen)
         remarks = _remarks(file)
     if alpha:
         samples = letters.index("C")
         pixels = pixels[(slice(None),) * samples + (slice(0, -1),)]
     pixels, known = arrange(pixels, letters, axes, path)
-    if not isinstance(pixels, np.ndarray) or isinstance(pixels, np.memmap):
-        pixels = LazyArray(pixels, path, file_stamp(path))
     return ImageFile(path, pixels, known, spacing_of(lengths, known), kind, metadata, remarks)
 
 
@@ -118,7 +118,6 @@ def _pixels(path: Path, series: Any, level: int, lazy_above: int) -> Any:
     except ValueError:
         pass  # compressed, tiled, or in pieces
     try:
-        import dask.array
         import zarr
     except ImportError:
         return series.asarray()
@@ -129,7 +128,7 @@ def _pixels(path: Path, series: Any, level: int, lazy_above: int) -> Any:
         file.close()
         return series.asarray()
     weakref.finalize(stored, file.close)
-    return dask.array.from_array(stored, chunks=stored.chunks)
+    return stored
 
 
 def _last_sample_is_alpha(series: Any) -> bool:
