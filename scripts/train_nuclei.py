@@ -1,6 +1,6 @@
 """Train the bundled `nuclei` checkpoint: fluorescence nuclei, instances by foreground and contour.
 
-    python scripts/train_nuclei.py DATA OUT.safetensors [--steps 6000] [--seed 0]
+    python scripts/train_nuclei.py DATA OUT.safetensors [--also FOLDER ...] [--seed 0]
 
 DATA is a folder with ``index.csv`` (columns id, split), ``images/ID.tif`` and ``masks/ID.tif``
 (instance labels): the corrected 2018 Data Science Bowl stage-1 images (CC0), of which only rows
@@ -39,8 +39,35 @@ CONFIG = UNetConfig(n_classes=3, widths=(16, 32, 64, 128), norm="batch")
 NORMALISATION = Normalisation("percentile", 1.0, 99.8)
 WRITE = 240  # output pixels of a training tile, per side
 BATCH = 4
-W0, SIGMA = 4.0, 4.0  # weight of the gaps between objects, and its reach in pixels
+SIGMA = 4.0  # reach of the weight of the gaps between objects, in pixels
 AVERAGE = 0.998  # decay of the running mean of the weights, which is what is kept
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training.
+
+    Parameters
+    ----------
+    last : int
+        Its last step.
+    rate : float
+        Highest learning rate of its one-cycle schedule.
+    gap, contour : float
+        Weights of the narrowest gaps, and of the contour class.
+    touching : int
+        Width of the contour where an object touches another, in pixels.
+    """
+
+    last: int
+    rate: float
+    gap: float
+    contour: float
+    touching: int
+
+
+# First what a nucleus is, then what keeps two of them apart.
+PHASES = (Phase(5000, 3e-3, 4.0, 1.5, 0), Phase(7000, 1.5e-3, 8.0, 3.0, 2))
 
 
 @dataclass(frozen=True)
@@ -72,7 +99,7 @@ def pairs(folder: Path, split: str) -> Iterator[tuple[NDArray[Any], NDArray[np.i
 
 
 def gap_weight(labels: NDArray[np.int32]) -> NDArray[np.float32]:
-    """W0 exp(-(d1 + d2)^2 / 2 sigma^2) on the background (Ronneberger et al. 2015, eq. 2).
+    """exp(-(d1 + d2)^2 / 2 sigma^2) on the background (Ronneberger et al. 2015, eq. 2).
 
     d1 and d2 are the distances to the nearest and second nearest object; each object is looked
     at in a window a few sigma around it, where alone the weight differs from zero.
@@ -88,25 +115,32 @@ def gap_weight(labels: NDArray[np.int32]) -> NDArray[np.float32]:
         first = nearest[window]
         second[window] = np.minimum(second[window], np.maximum(first, distance))
         nearest[window] = np.minimum(first, distance)
-    weight = W0 * np.exp(-np.square(nearest + second) / (2 * SIGMA**2))
+    weight = np.exp(-np.square(nearest + second) / (2 * SIGMA**2))
     return np.where(labels == 0, weight, 0).astype(np.float32)
 
 
-def targets(labels: NDArray[np.int32]) -> NDArray[np.int64]:
+def targets(labels: NDArray[np.int32], touching: int) -> NDArray[np.int64]:
     """Classes: 0 background, 1 foreground, 2 contour.
 
     The contour is the rim of each object, inside it, so that foreground and contour together are
-    the object; it is 1 px wide on small objects and up to 2.5 px on large ones.
+    the object; it is 1 px wide on small objects and up to 2.5 px on large ones, and wider where
+    another object is less than `touching` pixels away.
     """
     rim = find_boundaries(labels, connectivity=1, mode="inner")
     inside = ndimage.distance_transform_edt(~rim)
     area = np.bincount(labels.ravel())
     width = np.clip(0.08 * np.sqrt(area), 1.0, 2.5)[labels]
-    return np.where(labels == 0, 0, np.where(inside + 1 <= width, 2, 1)).astype(np.int64)
+    contour = inside + 1 <= width
+    if touching:
+        reach = 2 * touching + 1
+        others = np.where(labels == 0, np.iinfo(np.int32).max, labels)
+        contour |= ndimage.maximum_filter(labels, reach) > labels
+        contour |= ndimage.minimum_filter(others, reach) < labels
+    return np.where(labels == 0, 0, np.where(contour, 2, 1)).astype(np.int64)
 
 
 def crop(
-    sample: Sample, size: int, halo: int, random: np.random.Generator
+    sample: Sample, phase: Phase, size: int, halo: int, random: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
     """Cut one augmented training tile: rotation, scale, mirror, elastic field, grey levels."""
     angle, scale = random.uniform(0, 2 * np.pi), float(np.exp(random.uniform(-0.45, 0.45)))
@@ -122,7 +156,7 @@ def crop(
     core = where[:, halo:-halo, halo:-halo]
     labels = ndimage.map_coordinates(sample.labels, core, order=0, mode="mirror")
     gaps = ndimage.map_coordinates(sample.gaps, core, order=1, mode="mirror")
-    return grey(image, random), targets(labels), 1 + gaps
+    return grey(image, random), targets(labels, phase.touching), 1 + phase.gap * gaps
 
 
 @cache
@@ -150,8 +184,8 @@ def grey(image: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.
 class Batches(torch.utils.data.IterableDataset[Any]):
     """Endless training tiles, drawn by image area so that large fields count for what they hold."""
 
-    def __init__(self, samples: list[Sample], seed: int, skip: int) -> None:
-        self.samples, self.seed, self.skip = samples, seed, skip
+    def __init__(self, samples: list[Sample], phase: Phase, seed: int, skip: int) -> None:
+        self.samples, self.phase, self.seed, self.skip = samples, phase, seed, skip
 
     def __iter__(self) -> Any:
         area = np.sqrt([sample.image.size for sample in self.samples])
@@ -160,35 +194,53 @@ class Batches(torch.utils.data.IterableDataset[Any]):
         while True:
             random = np.random.default_rng((self.seed, step))
             chosen = random.choice(len(area), BATCH, p=area / area.sum())
-            tiles = [crop(self.samples[index], size, halo, random) for index in chosen]
+            tiles = [crop(self.samples[i], self.phase, size, halo, random) for i in chosen]
             images, classes, weights = (np.stack(part) for part in zip(*tiles, strict=True))
             yield images[:, None], classes, weights
             step += 1
 
 
-def loss_of(network: UNet, batch: Any) -> torch.Tensor:
+def loss_of(network: UNet, batch: Any, phase: Phase) -> torch.Tensor:
     """Pixel-weighted cross-entropy over the valid outputs."""
     images, classes, weights = (torch.as_tensor(part) for part in batch)
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(images.contiguous(memory_format=torch.channels_last))
     each = functional.cross_entropy(
-        logits.float(), classes, reduction="none", weight=torch.tensor([1.0, 1.0, 1.5])
+        logits.float(), classes, reduction="none", weight=torch.tensor([1.0, 1.0, phase.contour])
     )
     return (each * weights).sum() / weights.sum()
 
 
-def train(samples: list[Sample], held: list[Sample], out: Path, steps: int, seed: int) -> UNet:
-    """Run AdamW with a one-cycle schedule; returns the averaged network."""
-    torch.manual_seed(seed)
+def train(samples: list[Sample], held: list[Sample], out: Path, seed: int) -> UNet:
+    """Run the phases, each from the averaged network of the one before; returns the last."""
     network = UNet(CONFIG)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     he_initialise(network, torch.Generator().manual_seed(seed))
+    first = 0
+    for number, phase in enumerate(PHASES, start=1):
+        state = out.with_suffix(f".phase{number}")
+        network = run_phase(network, phase, first, samples, held, state, seed)
+        first = phase.last
+    return network
+
+
+def run_phase(
+    network: UNet,
+    phase: Phase,
+    first: int,
+    samples: list[Sample],
+    held: list[Sample],
+    state: Path,
+    seed: int,
+) -> UNet:
+    """AdamW with a one-cycle schedule; goes on from `state` if it is there."""
+    torch.manual_seed(seed)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE), use_buffers=True
     )
-    optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-3)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=phase.rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, 3e-3, total_steps=steps, pct_start=0.1
+        optimiser, phase.rate, total_steps=phase.last - first, pct_start=0.1
     )
     parts: dict[str, Any] = {
         "network": network,
@@ -196,21 +248,20 @@ def train(samples: list[Sample], held: list[Sample], out: Path, steps: int, seed
         "optimiser": optimiser,
         "schedule": schedule,
     }
-    state, first = out.with_suffix(".training"), 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         first = saved["step"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     batches = torch.utils.data.DataLoader(
-        Batches(samples, seed, first), batch_size=None, num_workers=1, prefetch_factor=4
+        Batches(samples, phase, seed, first), batch_size=None, num_workers=1, prefetch_factor=4
     )
     averaged = mean.module
     assert isinstance(averaged, UNet)
     started, losses = time.monotonic(), []
-    for step, batch in zip(range(first + 1, steps + 1), batches, strict=False):
+    for step, batch in zip(range(first + 1, phase.last + 1), batches, strict=False):
         network.train()
-        loss = loss_of(network, batch)
+        loss = loss_of(network, batch, phase)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -218,14 +269,15 @@ def train(samples: list[Sample], held: list[Sample], out: Path, steps: int, seed
         schedule.step()
         mean.update_parameters(network)
         losses.append(loss.item())
-        if step % 250 == 0 or step == steps:
-            saved = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({"step": step, **saved}, state.with_suffix(".new"))
+        if step % 250 == 0:
+            torch.save(
+                {"step": step, **{name: part.state_dict() for name, part in parts.items()}},
+                state.with_suffix(".new"),
+            )
             state.with_suffix(".new").replace(state)
-            score = validate(averaged, held, seed)
             print(
-                f"step {step} of {steps}, loss {np.mean(losses):.4f}, held out {score:.4f}, "
-                f"{time.monotonic() - started:.0f} s",
+                f"step {step} of {phase.last}, loss {np.mean(losses):.4f}, held out "
+                f"{validate(averaged, held, phase, seed):.4f}, {time.monotonic() - started:.0f} s",
                 flush=True,
             )
             losses = []
@@ -233,11 +285,11 @@ def train(samples: list[Sample], held: list[Sample], out: Path, steps: int, seed
 
 
 @torch.inference_mode()
-def validate(network: UNet, held: list[Sample], seed: int) -> float:
+def validate(network: UNet, held: list[Sample], phase: Phase, seed: int) -> float:
     """Mean loss on fixed tiles of the images that were held out."""
     network.eval()
-    batches = iter(Batches(held, seed + 1, 0))
-    return float(np.mean([loss_of(network, next(batches)).item() for _ in range(8)]))
+    batches = iter(Batches(held, phase, seed + 1, 0))
+    return float(np.mean([loss_of(network, next(batches), phase).item() for _ in range(8)]))
 
 
 def figures(model: Model, folder: Path) -> dict[str, float]:
@@ -272,16 +324,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="more folders to score")
-    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     samples = load(options.data, "train")
     order = np.random.default_rng(options.seed).permutation(len(samples))
     held = [samples[index] for index in order[: len(samples) // 20]]
     train_on = [samples[index] for index in order[len(samples) // 20 :]]
-    network = train(train_on, held, options.out, options.steps, options.seed).eval()
+    network = train(train_on, held, options.out, options.seed).eval()
     recipe = (
-        f"scripts/train_nuclei.py, {options.steps} steps of {BATCH} tiles of {WRITE} px, AdamW "
+        f"scripts/train_nuclei.py, {PHASES[-1].last} steps of {BATCH} tiles of {WRITE} px, AdamW "
         f"with a one-cycle schedule, weighted cross-entropy, seed {options.seed}."
     )
     found = {}

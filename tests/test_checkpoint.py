@@ -16,7 +16,6 @@ import torch
 from networks import random_model, random_network
 from safetensors.torch import save_file
 
-from napari_unet import checkpoint
 from napari_unet.checkpoint import (
     Card,
     ClassInfo,
@@ -26,7 +25,7 @@ from napari_unet.checkpoint import (
     save_model,
 )
 from napari_unet.config import UNetConfig
-from napari_unet.errors import CheckpointError, OptionError
+from napari_unet.errors import CheckpointError, OptionError, OutputError
 from napari_unet.intensity import Normalisation
 
 CONFIG = UNetConfig(widths=(4, 8), n_classes=3, norm="batch")
@@ -218,15 +217,15 @@ def test_a_full_disk_leaves_the_old_file(file: Path, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
+    monkeypatch.setattr("napari_unet.atomic.os.fsync", full)
+    with pytest.raises(OutputError, match="disk is full"):
         save_model(file, random_network(CONFIG, 1), CARD)
     assert file.read_bytes() == before
     assert list(file.parent.iterdir()) == [file]
 
 
 def test_saving_into_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="choose another folder"):
+    with pytest.raises(OutputError, match="choose another folder"):
         save_model(tmp_path / "no" / "a.safetensors", random_network(CONFIG), CARD)
 
 

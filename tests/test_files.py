@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from napari_unet.errors import ImageError
+from napari_unet.errors import ImageError, OutputError
 from napari_unet.files import (
     ImageFile,
     LazyArray,
@@ -570,7 +570,7 @@ def test_check_output(tmp_path):
         check_output(tmp_path / "folder.tif")
     with pytest.raises(ImageError, match="PNG cannot hold probabilities"):
         check_output(tmp_path / "a.png", probabilities=True)
-    with pytest.raises(ImageError, match=r"cells.tif is not a folder; choose another place"):
+    with pytest.raises(OutputError, match=r"cells.tif is not a folder; choose another place"):
         check_output(source / "a.tif")
 
 
@@ -607,7 +607,7 @@ def test_failures_leave_what_was(tmp_path, monkeypatch, suffix, code, words, whe
         monkeypatch.setattr(tifffile, "imwrite", fail_with(code))
         monkeypatch.setattr(np, "save", fail_with(code))
         monkeypatch.setattr(Image.Image, "save", fail_with(code))
-    with pytest.raises(ImageError, match=words):
+    with pytest.raises(OutputError, match=words):
         write_labels(path, pixels(8, 9))
     monkeypatch.undo()
     assert [p.name for p in tmp_path.iterdir()] == [path.name] * exists
@@ -627,7 +627,7 @@ def test_a_disk_that_really_is_full(tmp_path, monkeypatch, suffix):
         return real(self, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", open_full)
-    with pytest.raises(ImageError, match=r"disk is full|cannot be written"):
+    with pytest.raises(OutputError, match=r"disk is full|cannot be written"):
         write_labels(tmp_path / f"a{suffix}", pixels(400, 400))
     assert not list(tmp_path.iterdir())
 
@@ -749,7 +749,7 @@ def test_zarr_failures_leave_what_was(tmp_path, zarr, monkeypatch, exists):
                 patch.setattr("napari_unet.files.writing.save_zarr", fail_with(errno.ENOSPC))
             else:
                 patch.setattr(target, name, fail_with(errno.ENOSPC))
-            with pytest.raises(ImageError, match="The disk is full"):
+            with pytest.raises(OutputError, match="The disk is full"):
                 write_labels(path, pixels(8, 9), axes="YX")
         assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"] * exists
         if exists:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import os
-import tempfile
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from napari_unet.atomic import replacing_file
 from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError
@@ -215,7 +215,9 @@ def save_model(
     Raises
     ------
     CheckpointError
-        If the file cannot be written, or card and network differ.
+        If card and network differ.
+    OutputError
+        If the file cannot be written.
     """
     import torch
     from safetensors.torch import save
@@ -231,20 +233,8 @@ def save_model(
         for key, tensor in network.state_dict().items()
     }
     content = save(weights, metadata={_KEY: card.to_json()})
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{target} cannot be written ({error.strerror}); choose another folder."
-        ) from error
+    with replacing_file(target) as file:
+        file.write(content)
     return target
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "ImageError",
     "MemoryLimitError",
     "OptionError",
+    "OutputError",
     "ValidUNetError",
 ]
 
@@ -35,6 +36,10 @@ class ImageError(ValidUNetError, ValueError):
 
 class OptionError(ValidUNetError, ValueError):
     """A setting is outside what it may be."""
+
+
+class OutputError(ValidUNetError):
+    """A file cannot be written."""
 
 
 class MemoryLimitError(ValidUNetError):

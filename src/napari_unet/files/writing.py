@@ -16,8 +16,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from napari_unet._version import __version__
+from napari_unet.atomic import check_folder, replacing_file, replacing_folder
 from napari_unet.errors import ImageError
-from napari_unet.files.atomic import check_folder, replacing_file, replacing_folder
 from napari_unet.files.image_file import ImageFile
 from napari_unet.files.ome_zarr import save_zarr
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from napari_unet.errors import ImageError
+from napari_unet.errors import OutputError
 
 __all__ = ["check_folder", "replacing_file", "replacing_folder"]
 
@@ -36,7 +36,7 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
 
     Raises
     ------
-    ImageError
+    OutputError
         If the folder cannot be written to, or the disk is full.
     """
     temporary = _temporary(target)
@@ -91,7 +91,7 @@ def check_folder(target: Path) -> None:
 
     Raises
     ------
-    ImageError
+    OutputError
         If it cannot.
     """
     with _explained(target):
@@ -114,16 +114,16 @@ def _explained(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise ImageError(
+            raise OutputError(
                 f"The disk is full: {target} was not written; free some space or choose another "
                 "folder."
             ) from error
         if error.errno in {errno.ENOTDIR, errno.EEXIST}:
-            raise ImageError(
+            raise OutputError(
                 f"{target.parent} is not a folder; choose another place for {target.name}."
             ) from error
         reason = error.strerror or str(error) or type(error).__name__
-        raise ImageError(
+        raise OutputError(
             f"{target} cannot be written ({reason}); choose another folder."
         ) from error
 
