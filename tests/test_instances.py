@@ -16,13 +16,11 @@ from napari_unet.errors import Cancelled, ImageError, OptionError
 from napari_unet.evaluate import evaluate
 from napari_unet.instances import (
     classes_from,
-    fill_object_holes,
     label_instances,
     normalised_entropy,
     object_scores,
-    relabel_raster,
-    remove_small,
 )
+from napari_unet.tidying import fill_object_holes, relabel_raster, remove_small
 
 HUGE = {2: 1 << 20, 3: 1 << 20}
 
@@ -533,3 +531,47 @@ def test_other_threads_run_beside_it():
     thread.join()
     # Some 3 ms on an idle machine; with the lock held throughout there would be one tick or two.
     assert sum(start < moment < stop for moment in ticks) > 5
+
+
+def eight(distance: float, radius: float = 12) -> np.ndarray:
+    """Two discs that overlap, and their probability."""
+    y, x = np.mgrid[:60, :80].astype(np.float32)
+    discs = [(y - 30) ** 2 + (x - at) ** 2 < radius**2 for at in (40 - distance, 40 + distance)]
+    return (discs[0] | discs[1]).astype(np.float32) * 0.9
+
+
+@pytest.mark.parametrize(("distance", "count"), [(0, 1), (3, 1), (9, 2), (11, 2)])
+def test_waists_cut_what_is_two_and_not_what_is_one(distance: float, count: int) -> None:
+    p = eight(distance)
+    whole = label_instances(p, np.zeros_like(p))
+    found = label_instances(p, np.zeros_like(p), waist=1.0)
+    assert whole.max() == 1
+    assert found.max() == count
+    assert np.array_equal(found > 0, whole > 0)
+
+
+def test_the_two_halves_are_mirror_images() -> None:
+    found = label_instances(eight(10), np.zeros((60, 80), np.float32), waist=1.0)
+    sizes = np.bincount(found.ravel())[1:]
+    # The cut itself goes to one side.
+    assert abs(int(sizes[0]) - int(sizes[1])) <= 2 * 20
+
+
+def test_a_deeper_waist_is_needed_the_larger_the_number() -> None:
+    p = eight(8)
+    counts = [label_instances(p, np.zeros_like(p), waist=w).max() for w in (0.5, 1, 2, 4, 8)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 2
+    assert counts[-1] == 1
+
+
+def test_waists_work_on_volumes_and_can_be_stopped() -> None:
+    z, y, x = np.mgrid[:20, :30, :50]
+    balls = [(z - 10) ** 2 + (y - 15) ** 2 + (x - at) ** 2 < 80 for at in (18, 32)]
+    p = (balls[0] | balls[1]).astype(np.float32)
+    assert label_instances(p, np.zeros_like(p)).max() == 1
+    assert label_instances(p, np.zeros_like(p), waist=1.0).max() == 2
+    with pytest.raises(Cancelled):
+        label_instances(p, np.zeros_like(p), waist=1.0, should_stop=lambda: True)
+    with pytest.raises(OptionError, match="waist is -1"):
+        label_instances(p, waist=-1)

@@ -93,7 +93,7 @@ class Card:
     spacing : tuple of float, optional
         Micrometres per pixel of the training images, [Z,] Y, X.
     settings : mapping
-        Defaults that belong to the model: ``threshold``, ``min_size`` (pixels).
+        Defaults that belong to the model: ``threshold``, ``min_size`` and ``waist`` (pixels).
     provenance : mapping of str
         Data, licence, recipe, figures: free text by heading.
     """
@@ -123,7 +123,7 @@ class Card:
                 raise OptionError(
                     f"spacing is one length above 0 per spatial axis, not {self.spacing}."
                 )
-        if unknown := sorted(set(self.settings) - {"threshold", "min_size"}):
+        if unknown := sorted(set(self.settings) - {"threshold", "min_size", "waist"}):
             raise OptionError(f"unknown model settings: {', '.join(unknown)}.")
         for key, value in self.settings.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:

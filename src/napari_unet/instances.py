@@ -14,26 +14,22 @@ from numpy.typing import ArrayLike, NDArray
 from napari_unet.errors import ImageError, OptionError
 from napari_unet.flooding import RIM, SEED, Floats, Labels, flood_seeds
 from napari_unet.runs import (
-    Runs,
     ShouldStop,
     bands,
     compact,
-    components,
     label_image,
     poll,
     runs_of,
     spatial,
-    touching,
 )
+from napari_unet.tidying import check_pixels, raster_order, without_holes, without_small
+from napari_unet.waists import cut_waists
 
 __all__ = [
     "classes_from",
-    "fill_object_holes",
     "label_instances",
     "normalised_entropy",
     "object_scores",
-    "relabel_raster",
-    "remove_small",
 ]
 
 # Softmax in half precision may leave [0, 1] by this much.
@@ -47,6 +43,7 @@ def label_instances(
     threshold: float = 0.5,
     min_size: int = 0,
     fill_holes: bool = True,
+    waist: float = 0,
     connectivity: int = 1,
     should_stop: ShouldStop = None,
 ) -> Labels:
@@ -68,6 +65,8 @@ def label_instances(
         Objects with fewer pixels are removed, counted before holes are filled.
     fill_holes : bool
         Fill the holes of each object, as `fill_object_holes` does.
+    waist : float
+        Cut seeds where they narrow by more than this many pixels of radius; 0 cuts none.
     connectivity : int
         Pixels are neighbours if they differ by 1 along at most this many axes: 1 is faces only.
     should_stop : callable, optional
@@ -93,19 +92,22 @@ def label_instances(
     if edge is not None:
         _same_shape(edge.shape, fg.shape, "contour", "foreground")
     _check_threshold(threshold)
-    _check_min_size(min_size)
+    check_pixels("min_size", min_size)
+    check_pixels("waist", waist)
     if not 1 <= connectivity <= fg.ndim:
         raise OptionError(
             f"connectivity is {connectivity}; give 1 to {fg.ndim} for {fg.ndim} spatial axes."
         )
     classes = _pixel_classes(fg, edge, threshold, should_stop)
+    if waist:
+        cut_waists(classes, waist, connectivity, should_stop)
     labels = flood_seeds(classes, fg, connectivity, should_stop)
     runs = runs_of(labels, should_stop=should_stop)
-    values = _without_small(runs, runs.values(labels), min_size)
+    values = without_small(runs, runs.values(labels), min_size)
     if fill_holes:
-        values = _without_holes(runs, values, should_stop)
+        values = without_holes(runs, values, should_stop)
     poll(should_stop)
-    return runs.paint(_raster_order(values), should_stop)
+    return runs.paint(raster_order(values), should_stop)
 
 
 def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> NDArray[Any]:
@@ -145,80 +147,6 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
             best[better] = p[k, rows][better]
             classes[rows][better] = k
     return classes
-
-
-def remove_small(labels: ArrayLike, min_size: int) -> NDArray[Any]:
-    """Remove objects with fewer than `min_size` pixels; other ids stay.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background.
-    min_size : int
-        In pixels, not negative.
-
-    Returns
-    -------
-    array of the shape and type of `labels`
-
-    Raises
-    ------
-    ImageError
-        If `labels` is no label image.
-    OptionError
-        If `min_size` is negative.
-    """
-    image = label_image(labels, "labels")
-    _check_min_size(min_size)
-    runs = runs_of(image)
-    return runs.paint(_without_small(runs, runs.values(image), min_size))
-
-
-def fill_object_holes(labels: ArrayLike) -> NDArray[Any]:
-    """Fill the holes of every object.
-
-    A hole is a face-connected piece of background that touches one object only and not the
-    image's edge; a piece between two objects, or around an object inside another, stays.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background.
-
-    Returns
-    -------
-    array of the shape and type of `labels`
-
-    Raises
-    ------
-    ImageError
-        If `labels` is no label image.
-    """
-    image = label_image(labels, "labels")
-    runs = runs_of(image)
-    return runs.paint(_without_holes(runs, runs.values(image)))
-
-
-def relabel_raster(labels: ArrayLike) -> Labels:
-    """Number the objects 1..n by their first pixel in C order.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background; ids of any size.
-
-    Returns
-    -------
-    int32 array of the shape of `labels`
-
-    Raises
-    ------
-    ImageError
-        If `labels` is no label image.
-    """
-    image = label_image(labels, "labels")
-    runs = runs_of(image)
-    return runs.paint(_raster_order(runs.values(image)))
 
 
 def normalised_entropy(probabilities: ArrayLike) -> Floats:
@@ -319,45 +247,6 @@ def _pixel_classes(
     return classes
 
 
-def _without_small(runs: Runs, values: NDArray[Any], min_size: int) -> NDArray[Any]:
-    if min_size <= 1:
-        return values
-    _, rank = compact(values)
-    small = np.bincount(rank, runs.lengths) < min_size
-    return np.where(small[rank], values.dtype.type(0), values)
-
-
-def _without_holes(
-    runs: Runs, values: NDArray[Any], should_stop: ShouldStop = None
-) -> NDArray[Any]:
-    a, b = touching(runs, np.arange(values.size), 1)
-    empty = values == 0
-    both = empty[a] & empty[b]
-    piece = components(values.size, a[both], b[both], should_stop)
-    one = empty[a] != empty[b]
-    hole = piece[np.where(empty[a], a, b)[one]]
-    labels, rank = compact(values)
-    owner = rank[np.where(empty[a], b, a)[one]]
-    lowest = np.full(values.size, labels.size + 1)
-    highest = np.zeros(values.size, np.int64)
-    np.minimum.at(lowest, hole, owner)
-    np.maximum.at(highest, hole, owner)
-    closed = lowest == highest
-    closed[piece[empty & runs.at_edge()]] = False
-    fill = empty & closed[piece]
-    filled = values.copy()
-    filled[fill] = labels[lowest[piece[fill]] - 1]
-    return filled
-
-
-def _raster_order(values: NDArray[Any]) -> Labels:
-    labels, first, rank = np.unique(values, return_index=True, return_inverse=True)
-    ids = np.zeros(labels.size, np.int32)
-    objects = np.flatnonzero(labels)
-    ids[objects[np.argsort(first[objects])]] = np.arange(1, objects.size + 1)
-    return ids[rank]
-
-
 def _probabilities(array: ArrayLike, name: str) -> Floats:
     given = np.asarray(array)
     if given.dtype.kind not in "fbiu":
@@ -391,8 +280,3 @@ def _same_shape(shape: tuple[int, ...], expected: tuple[int, ...], name: str, ot
 def _check_threshold(threshold: float) -> None:
     if not 0 <= threshold < 1:
         raise OptionError(f"threshold is {threshold}; give a number from 0 to below 1.")
-
-
-def _check_min_size(min_size: int) -> None:
-    if min_size < 0:
-        raise OptionError(f"min_size is {min_size}; give a number of pixels, 0 or more.")

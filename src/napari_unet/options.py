@@ -44,6 +44,9 @@ class Options:
         instances and the most probable class for classes, if left out.
     min_size : int, optional
         Objects of fewer pixels are dropped; the model's own, or 0, if left out.
+    waist : float, optional
+        Objects are cut where they narrow by more than this many pixels of radius, 0 for never;
+        the model's own, or 0, if left out.
     fill_holes : bool
         Close holes inside objects.
     method : {"auto", "watershed", "components"}
@@ -71,6 +74,7 @@ class Options:
     precision: str = "auto"
     threshold: float | None = None
     min_size: int | None = None
+    waist: float | None = None
     fill_holes: bool = True
     method: Method = "auto"
     rescale: bool = True
@@ -89,6 +93,8 @@ class Options:
                 )
         if self.threshold is not None and not 0 <= self.threshold < 1:
             raise OptionError(f"threshold must be from 0 up to 1, not {self.threshold!r}.")
+        if self.waist is not None and not 0 <= self.waist < float("inf"):
+            raise OptionError(f"waist must be a number of pixels from 0 up, not {self.waist!r}.")
         for name, least in (("min_size", 0), ("tile_size", 1), ("level", 0)):
             value: Any = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):

@@ -98,6 +98,13 @@ class Job:
             return self.options.min_size
         return int(self.model.card.settings.get("min_size", 0))
 
+    @property
+    def waist(self) -> float:
+        """Depth at which objects are cut, in image pixels; 0 for never."""
+        if self.options.waist is not None:
+            return self.options.waist
+        return float(self.model.card.settings.get("waist", 0))
+
     @cached_property
     def splits(self) -> bool:
         """Whether touching objects are split by watershed."""
@@ -148,7 +155,12 @@ class Job:
             for name, value in asdict(self.options).items()
             if name not in ("region", "device", "precision", "tile_size")
         }
-        settings.update(threshold=self.threshold, min_size=self.min_size, axes=self.axes.axes)
+        settings.update(
+            threshold=self.threshold,
+            min_size=self.min_size,
+            waist=self.waist,
+            axes=self.axes.axes,
+        )
         return Report(
             shape=self.axes.shape,
             region=tuple((s.start, s.stop) for s in self.region),

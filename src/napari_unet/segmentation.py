@@ -27,6 +27,7 @@ from napari_unet.options import Options
 from napari_unet.plan import Job, plan_job
 from napari_unet.report import Report
 from napari_unet.resample import resize_linear
+from napari_unet.tidying import relabel_raster
 from napari_unet.tiling import Window
 
 __all__ = [
@@ -303,6 +304,7 @@ def _finish_frame(
         threshold=job.threshold,
         min_size=round(job.min_size * job.grid.volume_ratio),
         fill_holes=job.options.fill_holes,
+        waist=job.waist * job.grid.volume_ratio ** (1 / len(job.grid.image)),
         should_stop=should_stop,
     )
     inside, doubt = foreground + contour, instances.normalised_entropy(canvas)
@@ -311,7 +313,7 @@ def _finish_frame(
             job.grid.labels_to_image(part, origin, job.window) for part in (labels, inside, doubt)
         )
         # An object of less than a pixel may be gone on the coarser grid.
-        labels = instances.relabel_raster(labels)
+        labels = relabel_raster(labels)
     scores = instances.object_scores(labels, np.clip(inside, 0, 1), doubt)
     before = sum(len(table["index"]) for table in result.objects)
     labels[labels > 0] += before
