@@ -306,7 +306,8 @@ def card_of(recipe: str, found: dict[str, str]) -> Card:
         "nuclei",
         CONFIG,
         NORMALISATION,
-        settings={"min_size": 12},
+        # Chosen on the images held out of the training.
+        settings={"threshold": 0.6, "min_size": 30, "waist": 2.0},
         provenance={
             "data": "2018 Data Science Bowl, stage 1, corrected masks (BBBC038v1): fluorescence "
             "nuclei, 440 training images. Caicedo et al., Nat Methods 16, 1247-1253 (2019), "
