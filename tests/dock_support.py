@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from qtpy.QtCore import QThreadPool
 
 from napari_unet._napari.dock import UNetDock
 from napari_unet.errors import Cancelled
-from napari_unet.segmentation import Progress, Segmentation, segment
+from napari_unet.segmentation import Progress, Segmentation, segment_steps
 from napari_unet.tiling import Window
 
 __all__ = ["Held", "bright_squares", "dock", "finish", "fresh_settings", "notified"]
@@ -130,9 +130,14 @@ class Held:
         time.sleep(0.01)
 
     def _result(self, image, model, options, done: int) -> Segmentation:
-        from dataclasses import replace
-
-        found = segment(image, model, replace(options, keep_finished=False))
+        # The real one, bound before it is replaced.
+        steps = segment_steps(image, model, replace(options, keep_finished=False))
+        while True:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                found: Segmentation = stop.value
+                break
         total = -(-image.shape[0] // self.height)
         report = replace(found.report, tiles=done, complete=done == total)
         return replace(found, report=report)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UNetDock"]
 
+_LEAST_WIDTH = 270  # px, of the page in a dock of 280
 _NO_IMAGE = "There is no image: open one, or drag a file into the window, then click Segment."
 _NO_MODEL = "There is no model: click Open… and choose a .safetensors file."
 
@@ -72,6 +73,7 @@ class UNetDock(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.pages)
+        self.setMinimumWidth(_LEAST_WIDTH)
         self.setAcceptDrops(True)
 
     def _connect(self) -> None:
@@ -195,17 +197,16 @@ class UNetDock(QWidget):
             self.fail(_NO_IMAGE if layer is None else _NO_MODEL)
             return
         key = str(self.controls.model.value)
+        self.failed = False
+        self.controls.show_answer("")
         try:
             request = self._resolve(layer, key, self.card)
+            self.settings.remember(key)
+            self.controls.show_running(True)
+            self._escape.setEnabled(True)
+            self.session.start(request, layer)
         except ValidUNetError as error:
-            self.fail(str(error))
-            return
-        self.failed = False
-        self.settings.remember(key)
-        self.controls.show_answer("")
-        self.controls.show_running(True)
-        self._escape.setEnabled(True)
-        self.session.start(request, layer)
+            self._on_ended(str(error), True)
 
     def cancel(self) -> None:
         """Stop the run; a second time, drop what was finished too."""

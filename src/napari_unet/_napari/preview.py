@@ -1,12 +1,13 @@
-"""The finished tiles on screen while the rest is computed."""
+"""The finished tiles on screen while the rest is computed, and the result in their place."""
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 from napari_unet._napari.region import View, look
 from napari_unet._napari.request import Request
-from napari_unet._napari.results import class_look
+from napari_unet._napari.results import METADATA_KEY, LayerData, class_look
 from napari_unet._napari.runner import Canvas, Part
 
 if TYPE_CHECKING:
@@ -17,17 +18,16 @@ __all__ = ["Preview"]
 
 
 class Preview:
-    """A Labels layer that grows; it goes when the run ends, and the result is a fresh one.
+    """A Labels layer that grows with the tiles, and in the end becomes the result.
 
-    Made before the worker starts, so that the first tile only has to add it.
-
-    Only what is new goes to the graphics card: drawing anew all of a 2048 x 2048 layer for each
-    tile would stop the window for as long as the tiles take.
+    Adding or removing a layer stops napari's window for a tenth of a second and more, so a run
+    does it once, before anything is computed. Until the end nobody can edit the layer: its undo
+    history is empty when it becomes the result.
 
     Parameters
     ----------
     viewer : ViewerModel
-        Where the layer is added; the selection stays as it is.
+        Where the layer is added.
     request : Request
         What is computed.
     """
@@ -36,18 +36,15 @@ class Preview:
         from napari.layers import Labels
 
         self._viewer = viewer
-        self._added = False
         self.canvas = Canvas(request)
         look_of = {}
         if request.options.output == "classes":
             look_of = {"colormap": class_look(request.card.classes)["colormap"]}
         self.layer: Labels = Labels(
-            self.canvas.shown,
-            name=f"{request.name} (running)",
-            **look_of,
-            **request.placement.arguments(),
+            self.canvas.shown, name=request.name, **look_of, **request.placement.arguments()
         )
         self.layer.editable = False
+        viewer.add_layer(self.layer)
 
     @property
     def shown(self) -> bool:
@@ -56,18 +53,21 @@ class Preview:
 
     def update(self, parts: tuple[Part, ...]) -> None:
         """Show new pixels, as far as they are on screen."""
-        if not self._added:
-            self._add()
-        elif self.shown and self.layer.visible:
+        if self.shown and self.layer.visible:
             self._show(parts)
 
-    def _add(self) -> None:
-        self._added = True
-        layers = self._viewer.layers
-        selected, active = set(layers.selection), layers.selection.active
-        self._viewer.add_layer(self.layer)
-        layers.selection = selected
-        layers.selection.active = active
+    def become(self, result: LayerData) -> bool:
+        """Turn the layer into the result; False if it is not there any more."""
+        if not self.shown:
+            return False
+        data, arguments, _ = result
+        self.layer.data = data
+        self.layer.features = arguments["features"]
+        self.layer.metadata = arguments["metadata"]
+        if not arguments["metadata"][METADATA_KEY]["complete"]:
+            self.layer.name = f"{self.layer.name} (partial)"
+        self.layer.editable = True
+        return True
 
     def _show(self, parts: tuple[Part, ...]) -> None:
         if self._viewer.dims.ndisplay != 2:
@@ -91,5 +91,12 @@ class Preview:
 
     def remove(self) -> None:
         """Take the layer away, if it is still there."""
-        if self.shown:
+        if not self.shown:
+            return
+        # napari collects garbage when a layer goes: a quarter of a second over all that torch has
+        # made. What is frozen is not looked at.
+        gc.freeze()
+        try:
             self._viewer.layers.remove(self.layer)
+        finally:
+            gc.unfreeze()

@@ -25,8 +25,6 @@ def layers_of(request: Request, segmentation: Segmentation) -> tuple[LayerData, 
     """Layers of a result: the probabilities, if kept, and the labels on top of them."""
     report = segmentation.report.to_dict()
     labels = _labels(request, segmentation.labels, report)
-    if not segmentation.report.complete:
-        labels[1]["name"] += " (partial)"
     if request.options.output == "classes":
         labels[1].update(class_look(request.card.classes))
     else:

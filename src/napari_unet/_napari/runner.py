@@ -198,7 +198,8 @@ def _show(
             if (part := canvas.write(step)) is not None:
                 parts.append(part)
             now = time.monotonic()
-            if now - shown < _INTERVAL and step.done < step.total:
+            # The first tile is what a person waits for, the last what they see next.
+            if now - shown < _INTERVAL and 1 < step.done < step.total:
                 continue
             shown = now
             yield Update(tuple(parts), step.done, step.total, step.seconds, step.pixels, stage)
@@ -275,7 +276,10 @@ class Run:
         self._end(Stopped())
 
     def _errored(self, error: Exception) -> None:
-        # A bug: napari has shown it, with its traceback behind a button.
+        from napari.utils.notifications import notification_manager
+
+        # A bug: napari's notification has the traceback behind a button.
+        notification_manager.receive_error(type(error), error, error.__traceback__)
         self._end(Failure(f"Something went wrong that should not ({_first_line(error)})."))
 
 

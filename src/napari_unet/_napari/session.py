@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from qtpy.QtCore import QObject, QTimer
 
 from napari_unet._napari.preview import Preview
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData
 from napari_unet._napari.runner import Failure, Finished, Outcome, Run, Update
+from napari_unet.errors import MemoryLimitError
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -57,6 +59,7 @@ class Session(QObject):
         self._patience.setInterval(_PATIENCE_MS)
         self._patience.timeout.connect(self.drop)
         viewer.layers.events.removed.connect(self._on_layer_removed)
+        _warm_up()
 
     @property
     def running(self) -> bool:
@@ -64,12 +67,26 @@ class Session(QObject):
         return self._run is not None
 
     def start(self, request: Request, image: Image) -> None:
-        """Begin a run on a layer."""
+        """Begin a run on a layer.
+
+        Raises
+        ------
+        MemoryLimitError
+            If there is no room for the labels.
+        """
+        try:
+            self._preview = Preview(self._viewer, request)
+        except MemoryError as error:
+            raise MemoryLimitError(
+                f"There is no memory for labels of {' x '.join(map(str, request.shape))}; choose "
+                "the current slice or the visible region."
+            ) from error
         self._image, self._last, self.cancelling = image, None, False
-        self._preview = Preview(self._viewer, request)
-        self._run = Run(request, self._preview.canvas, self._on_update, self._on_end)
+        self._run = run = Run(request, self._preview.canvas, self._on_update, self._on_end)
         self._show(0, 0, "loading PyTorch and the model")
-        self._run.start()
+        # napari lets the event loop run in here, so nothing must be half done before it.
+        self._open_activity(request.name)
+        run.start()
 
     def cancel(self) -> bool:
         """Stop soon; True if what was finished is made into a result, which takes a moment."""
@@ -113,18 +130,19 @@ class Session(QObject):
         self._show_activity(update)
 
     def _show_activity(self, update: Update) -> None:
-        if self._activity is None:
-            self._activity = self._open_activity(update.total)
-        advance = update.done - self._activity.n
-        if advance > 0:
-            self._activity.update(advance)
+        activity = self._activity
+        if activity is None:
+            return
+        if activity.total != update.total:
+            activity.total = update.total
+        if update.done > activity.n:
+            activity.update(update.done - activity.n)
 
-    def _open_activity(self, total: int) -> Any:
+    def _open_activity(self, name: str) -> None:
         from napari.utils import progress
 
-        assert self._run is not None
         # The delay keeps it off the terminal.
-        return progress(total=total, desc=self._run.request.name, delay=1e-6)
+        self._activity = progress(total=0, desc=name, delay=1e-6)
 
     def _on_end(self, outcome: Outcome) -> None:
         if isinstance(outcome, Finished):
@@ -138,11 +156,18 @@ class Session(QObject):
     def _add(self, layers: tuple[LayerData, ...]) -> None:
         from napari.layers import Layer
 
-        if self._preview is not None:
-            self._preview.remove()
-            self._preview = None
-        for layer in layers:
-            self._viewer.add_layer(Layer.create(*layer))
+        *maps, labels = layers
+        viewer, preview = self._viewer, self._preview
+        self._preview = None
+        if preview is not None and preview.become(labels):
+            result = preview.layer
+        else:
+            result = viewer.add_layer(Layer.create(*labels))
+        active = viewer.layers.selection.active
+        for layer in maps:
+            viewer.layers.insert(viewer.layers.index(result), Layer.create(*layer))
+        if maps:
+            viewer.layers.selection.active = active
 
     def _close(self, words: str, *, failed: bool) -> None:
         self._patience.stop()
@@ -163,6 +188,13 @@ class Session(QObject):
                 "open it again to start over.",
                 failed=True,
             )
+
+
+def _warm_up() -> None:
+    """Import what the first Labels layer imports: now, not when a run begins."""
+    from napari.layers import Labels
+
+    Labels(np.zeros((1, 1), np.uint8))
 
 
 def _say_nothing(_words: str, _failed: bool) -> None:

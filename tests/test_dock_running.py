@@ -1,0 +1,282 @@
+"""While a run goes on: what is shown, what a person may do, and how it stops."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari")
+
+from dock_models import bright_model
+from dock_support import (
+    Held,
+    bright_squares,
+    dock,
+    finish,
+    fresh_settings,
+    held,
+    notified,
+)  # fmt: skip
+from napari.layers import Labels
+from napari.utils.progress import progress
+from qtpy.QtCore import Qt, QTimer
+
+from napari_unet._napari.dock import UNetDock
+from napari_unet._napari.results import METADATA_KEY
+
+__all__ = ["dock", "fresh_settings", "held"]  # fixtures
+
+# Generous: shared machines stop for a while without anyone being to blame.
+STALL, ANSWER = 0.5, 1.5  # s
+
+
+@pytest.fixture
+def begun(dock: UNetDock, held: Held, qtbot: Any) -> UNetDock:
+    """A run whose first tile of eight is on screen."""
+    dock.viewer.add_image(bright_squares(), name="cells", scale=(0.5, 0.5))
+    dock.controls.button.native.click()
+    qtbot.waitUntil(lambda: "1 of 8" in dock.controls.bar_text.text(), timeout=60_000)
+    return dock
+
+
+def labels_of(dock: UNetDock) -> list[Labels]:
+    return [layer for layer in dock.viewer.layers if isinstance(layer, Labels)]
+
+
+def test_what_is_shown(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    controls = begun.controls
+    assert controls.button.text == "Cancel"
+    assert controls.button.native.isEnabled()
+    assert not controls.form.isEnabled()
+    assert controls.bar_text.text() == "1 of 8 tiles, 7 s left, 0.00077 MPx/s"
+    assert (controls.bar.native.value(), controls.bar.native.maximum()) == (1, 8)
+    bars = [bar for bar in progress._all_instances if bar.desc.startswith("cells bright")]
+    assert [(bar.n, bar.total) for bar in bars] == [(1, 8)]
+    held.gate.set()
+    finish(begun, qtbot)
+    assert controls.button.text == "Segment"
+    assert controls.form.isEnabled()
+    assert controls.bar.native.isHidden()
+    assert not [bar for bar in progress._all_instances if bar.desc.startswith("cells")]
+
+
+def test_finished_tiles_are_on_screen(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    (preview,) = labels_of(begun)
+    image = begun.viewer.layers["cells"].data
+    np.testing.assert_array_equal(preview.data[:8], image[:8] > 0.5)
+    assert not preview.data[8:].any()
+    assert not preview.editable
+    np.testing.assert_array_equal(preview.scale, (0.5, 0.5))
+    # What napari draws is the same memory: a tile needs no slicing anew.
+    assert np.shares_memory(preview._slice.image.view, preview.data)
+    held.gate.set()
+    finish(begun, qtbot)
+    assert labels_of(begun) == [preview]
+    assert preview.data.dtype == np.int32
+    assert preview.editable
+    assert preview.data.max() == 24
+    assert not preview._undo_history
+    assert preview._slice.image.raw.dtype == np.int32
+    np.testing.assert_array_equal(preview._slice.image.view > 0, preview.data > 0)
+
+
+def test_only_new_pixels_are_uploaded(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    (preview,) = labels_of(begun)
+    sent: list[tuple[list[int], tuple[int, ...]]] = []
+    preview.events.labels_update.connect(
+        lambda event: sent.append((list(event.offset), event.data.shape))
+    )
+    held.gate.set()
+    finish(begun, qtbot)
+    assert sorted(sent) == [([row, 0], (8, 96)) for row in range(8, 64, 8)]
+
+
+def test_tiles_of_another_plane_stay_off_screen(dock: UNetDock, qtbot: Any) -> None:
+    dock.viewer.add_image(np.stack([bright_squares()] * 3), name="stack")
+    dock.viewer.dims.set_point(0, 1)
+    dock.segment()
+    (preview,) = labels_of(dock)
+    sent = []
+    preview.events.labels_update.connect(lambda event: sent.append(event.data.copy()))
+    finish(dock, qtbot)
+    tiles = preview.metadata[METADATA_KEY]["tiles"]
+    assert len(sent) == tiles // 3
+    assert preview.data.max() == 72
+
+
+def test_cancel_keeps_what_is_finished(begun: UNetDock, qtbot: Any) -> None:
+    begun.controls.button.native.click()
+    assert begun.controls.bar_text.text() == "stopped; keeping the 1 finished tile"
+    assert begun.controls.button.text == "Drop finished tiles"
+    words = finish(begun, qtbot)
+    assert words == "24 objects in the 1 finished tile, kept on cancel"
+    (layer,) = labels_of(begun)
+    assert layer.name == "cells bright (partial)"
+    assert layer.data.dtype == np.int32
+    assert layer.metadata[METADATA_KEY]["complete"] is False
+    assert notified(begun) == []
+
+
+def test_a_second_cancel_drops_them(
+    begun: UNetDock, held: Held, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held, "deaf", True)
+    begun.controls.button.native.click()
+    begun.controls.button.native.click()
+    assert not begun.session.running
+    assert labels_of(begun) == []
+    assert begun.controls.answer.text() == "Cancelled; nothing was added."
+    held.gate.set()
+    assert held.stopped.wait(20)
+    qtbot.wait(100)
+    assert labels_of(begun) == []
+
+
+def test_cancel_drops_where_nothing_is_to_be_kept(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    begun.session._run.request.options.__dict__["keep_finished"] = False
+    began = time.monotonic()
+    begun.controls.button.native.click()
+    assert finish(begun, qtbot) == "Cancelled; nothing was added."
+    assert time.monotonic() - began < ANSWER
+    assert labels_of(begun) == []
+    assert not begun.failed
+
+
+def test_cancel_answers_even_if_the_worker_does_not(
+    begun: UNetDock, held: Held, qtbot: Any
+) -> None:
+    held.deaf = True
+    begun.session._run.request.options.__dict__["keep_finished"] = False
+    began = time.monotonic()
+    begun.controls.button.native.click()
+    assert finish(begun, qtbot) == "Cancelled; nothing was added."
+    assert time.monotonic() - began < ANSWER
+    # What is left of the old run disturbs neither the window nor a new run.
+    held.gate.set()
+    begun.controls.button.native.click()
+    assert finish(begun, qtbot).startswith("24 objects")
+    assert len(labels_of(begun)) == 1
+
+
+def test_escape_cancels(begun: UNetDock, qtbot: Any) -> None:
+    begun._escape.activated.emit()
+    assert begun.session.cancelling
+    finish(begun, qtbot)
+    assert not begun._escape.isEnabled()
+
+
+def test_enter_on_the_button(dock: UNetDock, qtbot: Any) -> None:
+    dock.viewer.add_image(bright_squares())
+    dock.viewer.window._qt_window.show()
+    button = dock.controls.button.native
+    button.setFocus()
+    qtbot.keyClick(button, Qt.Key.Key_Return)
+    assert dock.session.running
+    finish(dock, qtbot)
+
+
+def test_the_preview_may_be_removed(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    begun.viewer.layers.remove(labels_of(begun)[0])
+    held.gate.set()
+    assert finish(begun, qtbot).startswith("24 objects")
+    (layer,) = labels_of(begun)
+    assert layer.data.max() == 24
+
+
+def test_other_layers_may_come_and_go(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    other = begun.viewer.add_image(np.zeros((8, 8)), name="other")
+    begun.viewer.layers.selection.active = begun.viewer.layers["cells"]
+    begun.viewer.layers.remove(other)
+    held.gate.set()
+    finish(begun, qtbot)
+    assert not begun.failed
+    assert begun.viewer.layers.selection.active.name == "cells"
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_the_image_is_removed(begun: UNetDock, held: Held, qtbot: Any, deaf: bool) -> None:
+    held.deaf = deaf
+    begun.viewer.layers.remove("cells")
+    assert not begun.session.running
+    assert begun.failed
+    sentence = (
+        "The image cells was removed, so its segmentation was stopped; open it again to start over."
+    )
+    assert begun.controls.answer.text() == sentence
+    assert notified(begun) == [sentence]
+    held.gate.set()
+    assert held.stopped.wait(20)
+    qtbot.wait(100)
+    assert not begun.viewer.layers
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_the_dock_is_closed(begun: UNetDock, held: Held, qtbot: Any, deaf: bool) -> None:
+    held.deaf = deaf
+    begun.viewer.window.remove_dock_widget(begun)
+    assert [layer.name for layer in begun.viewer.layers] == ["cells"]
+    held.gate.set()
+    assert held.stopped.wait(20)
+    qtbot.wait(100)
+    assert [layer.name for layer in begun.viewer.layers] == ["cells"]
+    assert notified(begun) == []
+    # Nothing listens to the viewer any more.
+    begun.viewer.add_image(np.zeros((8, 8)))
+    begun.viewer.theme = "light"
+
+
+def test_the_viewer_is_closed(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    begun.viewer.close()
+    assert held.stopped.wait(20)
+    qtbot.wait(100)
+
+
+def test_a_hidden_dock_goes_on(begun: UNetDock, held: Held, qtbot: Any) -> None:
+    begun.parent().setVisible(False)
+    held.gate.set()
+    finish(begun, qtbot)
+    assert labels_of(begun)[0].data.max() == 24
+
+
+class Heart:
+    """Beats on the main thread; remembers the longest pause."""
+
+    def __init__(self) -> None:
+        self.timer, self.last, self.longest = QTimer(), time.perf_counter(), 0.0
+        self.timer.setTimerType(Qt.TimerType.PreciseTimer)
+        self.timer.timeout.connect(self.beat)
+        self.timer.start(5)
+
+    def beat(self) -> None:
+        now = time.perf_counter()
+        self.longest, self.last = max(self.longest, now - self.last), now
+
+
+def test_the_window_lives_while_it_runs(dock: UNetDock, qtbot: Any, tmp_path: Any) -> None:
+    dock.open_model(str(bright_model(tmp_path, "real", depth=3)))
+    dock.viewer.add_image(bright_squares((1024, 1024)), name="cells")
+    dock.segment()
+    qtbot.waitUntil(lambda: dock.session._last is not None, timeout=60_000)
+    heart = Heart()
+    words = finish(dock, qtbot)
+    qtbot.wait(100)
+    heart.timer.stop()
+    assert words.startswith("4,096 objects"), words
+    assert heart.longest < STALL
+
+
+def test_cancel_answers_in_the_middle_of_a_tile(dock: UNetDock, qtbot: Any, tmp_path: Any) -> None:
+    dock.open_model(str(bright_model(tmp_path, "real", depth=3)))
+    dock.controls.tile_size.value = 2000
+    dock.controls.keep_tiles.value = False
+    dock.viewer.add_image(bright_squares((4000, 4000), step=64), name="cells")
+    dock.segment()
+    qtbot.waitUntil(lambda: dock.session._last is not None, timeout=60_000)
+    qtbot.wait(200)
+    began = time.monotonic()
+    dock.cancel()
+    assert finish(dock, qtbot) == "Cancelled; nothing was added."
+    assert time.monotonic() - began < ANSWER
