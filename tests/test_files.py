@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import sys
@@ -777,3 +778,17 @@ def test_large_tiffs_without_zarr_are_read_at_once(tmp_path, monkeypatch):
     image = read_image(tmp_path / "a.tif", lazy_above=0)
     assert isinstance(image.data, np.ndarray)
     np.testing.assert_array_equal(image.data, array)
+
+
+def test_a_cut_stack_is_noticed_where_tifffile_was_told_to_be_quiet(tmp_path):
+    path = tmp_path / "stack.tif"
+    tifffile.imwrite(path, np.random.default_rng(0).integers(0, 4096, (4, 64, 64), np.uint16))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    logger = logging.getLogger("tifffile")
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with pytest.raises(ImageError, match="damaged or cut short"):
+            np.asarray(read_image(path).data)
+        assert logger.level == logging.CRITICAL
+    finally:
+        logger.setLevel(logging.NOTSET)

@@ -99,14 +99,17 @@ def _log() -> Iterator[list[str]]:
             messages.append(record.getMessage())
 
     logger, handler = logging.getLogger("tifffile"), Collect(logging.WARNING)
-    propagate = logger.propagate
+    # Other programs turn this logger down (napari to errors only); what it says matters here.
+    before = logger.propagate, logger.level, logger.disabled
     logger.addHandler(handler)
-    logger.propagate = False
+    logger.propagate, logger.disabled = False, False
+    logger.setLevel(logging.WARNING)
     try:
         yield messages
     finally:
         logger.removeHandler(handler)
-        logger.propagate = propagate
+        logger.propagate, level, logger.disabled = before
+        logger.setLevel(level)
 
 
 def _pixels(path: Path, series: Any, level: int, lazy_above: int) -> Any:
