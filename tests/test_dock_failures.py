@@ -169,7 +169,7 @@ def test_no_memory_for_the_labels(dock: UNetDock, monkeypatch: pytest.MonkeyPatc
     def refuse(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("napari_unet._napari.preview.Canvas", refuse)
+    monkeypatch.setattr("napari_unet._napari.session.Canvas", refuse)
     dock.viewer.add_image(bright_squares())
     dock.segment()
     assert_said(dock, "There is no memory for labels of 64 x 96", 1)

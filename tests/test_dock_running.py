@@ -98,6 +98,7 @@ def test_tiles_of_another_plane_stay_off_screen(dock: UNetDock, qtbot: Any) -> N
     dock.viewer.add_image(np.stack([bright_squares()] * 3), name="stack")
     dock.viewer.dims.set_point(0, 1)
     dock.segment()
+    qtbot.waitUntil(lambda: bool(labels_of(dock)))
     (preview,) = labels_of(dock)
     sent = []
     preview.events.labels_update.connect(lambda event: sent.append(event.data.copy()))

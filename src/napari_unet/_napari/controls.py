@@ -8,18 +8,13 @@ from typing import Any, cast
 
 from magicgui.widgets import (
     CheckBox,
-    ComboBox,
     FloatSpinBox,
     ProgressBar,
     PushButton,
     RadioButtons,
 )
-from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
-    QComboBox,
     QDoubleSpinBox,
-    QFormLayout,
-    QHBoxLayout,
     QLabel,
     QPushButton,
     QSizePolicy,
@@ -30,59 +25,20 @@ from qtpy.QtWidgets import (
 from napari_unet._napari.region import REGIONS
 from napari_unet._napari.request import Choices, Notice
 from napari_unet._napari.settings import Saved
+from napari_unet._napari.widgets import (
+    combo_box,
+    form_in,
+    mark,
+    side_by_side,
+    text_line,
+    whole_number,
+)
 from napari_unet.options import DEVICES, PRECISIONS
 
 __all__ = ["Controls"]
 
 # Values of the number boxes that stand for "the model's own".
 _MODEL_THRESHOLD, _MODEL_SIZE = 0.0, -1
-
-
-def _combo(choices: Any, tooltip: str) -> ComboBox:
-    box = ComboBox(choices=choices, tooltip=tooltip)
-    native = cast("QComboBox", box.native)
-    # Long names must not widen the dock: the list that opens shows them in full.
-    native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    native.setMinimumWidth(60)
-    native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-    return box
-
-
-def _number(least: int, most: int, step: int, tooltip: str) -> FloatSpinBox:
-    """Box of whole numbers; magicgui's own for those cannot show words at its lowest value."""
-    box = FloatSpinBox(value=least, min=least, max=most, step=step, tooltip=tooltip)
-    cast("QDoubleSpinBox", box.native).setDecimals(0)
-    return box
-
-
-def _label(*, selectable: bool = False) -> QLabel:
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setTextFormat(Qt.TextFormat.PlainText)
-    if selectable:
-        label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    return label
-
-
-def _row(*widgets: QWidget) -> QWidget:
-    row = QWidget()
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    layout.setSpacing(6)
-    for widget in widgets:
-        layout.addWidget(widget)
-    return row
-
-
-def _form(parent: QWidget) -> QFormLayout:
-    form = QFormLayout(parent)
-    form.setContentsMargins(0, 0, 0, 0)
-    form.setHorizontalSpacing(8)
-    form.setVerticalSpacing(6)
-    form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
-    return form
 
 
 class Controls(QWidget):
@@ -103,19 +59,19 @@ class Controls(QWidget):
         self._chain_tabs()
 
     def _make_choosers(self) -> None:
-        self.image = _combo(
+        self.image = combo_box(
             [],
             "The image to segment. Follows the selected image layer until you choose one here. "
             "Default: the selected layer.",
         )
         self.brief = QLabel()
         self.brief.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Preferred)
-        self.level = _combo(
+        self.level = combo_box(
             [],
             "Resolution level of the multiscale image; the result has its pixels. "
             "Default: 0, the finest.",
         )
-        self.model = _combo(
+        self.model = combo_box(
             [],
             "The network. Those used last come first; a .safetensors file can also be dropped on "
             "this dock. Default: nuclei.",
@@ -123,8 +79,8 @@ class Controls(QWidget):
         self.open = PushButton(
             text="Open…", tooltip="Choose a checkpoint file (.safetensors) of your own."
         )
-        self.passport = _label()
-        self.notices = [_label() for _ in range(3)]
+        self.passport = text_line()
+        self.notices = [text_line() for _ in range(3)]
         self.output = RadioButtons(
             choices=["instances", "classes"],
             orientation="horizontal",
@@ -141,24 +97,24 @@ class Controls(QWidget):
             tooltip="Also add the probability (0 to 1) of each class as a hidden Image layer. "
             "Default: off.",
         )
-        self.region = _combo(
+        self.region = combo_box(
             list(REGIONS),
             "whole image: every plane and time point. current slice: the one on screen. visible "
             "region: what the camera shows of it. Default: whole image.",
         )
 
     def _make_advanced(self) -> None:
-        self.device = _combo(
+        self.device = combo_box(
             list(DEVICES),
             "Where the network runs. auto: the first GPU that PyTorch can use, else the CPU. "
             "Default: auto.",
         )
-        self.precision = _combo(
+        self.precision = combo_box(
             list(PRECISIONS),
             "Numbers the network computes with. auto: bfloat16 on a GPU that has it, else "
             "float32. Default: auto.",
         )
-        self.tile_size = _number(
+        self.tile_size = whole_number(
             0,
             16384,
             64,
@@ -173,7 +129,7 @@ class Controls(QWidget):
             tooltip="Probability (0 to 1) above which a pixel belongs to an object. Lower finds "
             "more. Default: the model's.",
         )
-        self.min_size = _number(
+        self.min_size = whole_number(
             _MODEL_SIZE,
             1_000_000,
             5,
@@ -201,16 +157,16 @@ class Controls(QWidget):
         native.setTextVisible(False)
         native.setMaximumHeight(8)
         native.setToolTip("Finished tiles.")
-        self.bar_text = _label()
-        self.answer = _label(selectable=True)
+        self.bar_text = text_line()
+        self.answer = text_line(selectable=True)
 
     def _arrange(self) -> None:
         self.form = QWidget()
-        form = _form(self.form)
-        form.addRow("Image", _row(self.image.native, self.brief))
+        form = form_in(self.form)
+        form.addRow("Image", side_by_side(self.image.native, self.brief))
         self.level_title = QLabel("Level")
         form.addRow(self.level_title, self.level.native)
-        form.addRow("Model", _row(self.model.native, self.open.native))
+        form.addRow("Model", side_by_side(self.model.native, self.open.native))
         lines = QWidget()
         column = QVBoxLayout(lines)
         column.setContentsMargins(0, 0, 0, 4)
@@ -231,7 +187,7 @@ class Controls(QWidget):
         self.more.setToolTip("Device, precision, tiles, threshold and sizes.")
         self.more.toggled.connect(self._unfold)
         self.advanced = QWidget()
-        deep = _form(self.advanced)
+        deep = form_in(self.advanced)
         deep.addRow("Device", self.device.native)
         deep.addRow("Precision", self.precision.native)
         deep.addRow("Tile size (px)", self.tile_size.native)
@@ -367,13 +323,13 @@ class Controls(QWidget):
             line.setVisible(notice is not None)
             if notice is not None:
                 line.setText(notice.text)
-                _mark(line, warning=notice.kind != "note")
+                mark(line, warning=notice.kind != "note")
 
     def show_answer(self, text: str, *, failed: bool = False) -> None:
         """Say what happened, or what went wrong."""
         self.answer.setText(text)
         self.answer.setVisible(bool(text))
-        _mark(self.answer, warning=failed)
+        mark(self.answer, warning=failed)
 
     def show_warnings_in(self, color: str) -> None:
         """Give warnings the theme's colour; dark on it, which is legible in both themes."""
@@ -404,17 +360,3 @@ class Controls(QWidget):
         native.setRange(0, total)
         native.setValue(done)
         self.bar_text.setText(text)
-
-
-def _mark(label: QLabel, *, warning: bool) -> None:
-    """Set what the style sheet looks at, and let it look again."""
-    if label.property("warning") != warning:
-        label.setProperty("warning", warning)
-        if (style := label.style()) is not None:
-            style.unpolish(label)
-            style.polish(label)
-
-
-def as_button(button: PushButton) -> QPushButton:
-    """Qt's button."""
-    return cast("QPushButton", button.native)

@@ -9,7 +9,7 @@ from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QKeySequence, QShortcut
 from qtpy.QtWidgets import QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
-from napari_unet._napari.controls import Controls, as_button
+from napari_unet._napari.controls import Controls
 from napari_unet._napari.images import ImageChooser
 from napari_unet._napari.layers import Placement, describe, read
 from napari_unet._napari.models import offer, open_model, passport
@@ -17,6 +17,7 @@ from napari_unet._napari.region import look
 from napari_unet._napari.request import Notice, Request, check, resolve
 from napari_unet._napari.session import Session
 from napari_unet._napari.settings import Settings
+from napari_unet._napari.widgets import as_button
 from napari_unet.checkpoint import Card, find_checkpoint, read_card
 from napari_unet.errors import ValidUNetError
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from typing import TYPE_CHECKING
 
 from napari_unet._napari.region import View, look
@@ -30,13 +29,15 @@ class Preview:
         Where the layer is added.
     request : Request
         What is computed.
+    canvas : Canvas
+        Its finished tiles.
     """
 
-    def __init__(self, viewer: ViewerModel, request: Request) -> None:
+    def __init__(self, viewer: ViewerModel, request: Request, canvas: Canvas) -> None:
         from napari.layers import Labels
 
         self._viewer = viewer
-        self.canvas = Canvas(request)
+        self.canvas = canvas
         look_of = {}
         if request.options.output == "classes":
             look_of = {"colormap": class_look(request.card.classes)["colormap"]}
@@ -91,12 +92,6 @@ class Preview:
 
     def remove(self) -> None:
         """Take the layer away, if it is still there."""
-        if not self.shown:
-            return
-        # napari collects garbage when a layer goes: a quarter of a second over all that torch has
-        # made. What is frozen is not looked at.
-        gc.freeze()
-        try:
+        if self.shown:
+            # napari collects garbage then; while a run is on, most of it is frozen.
             self._viewer.layers.remove(self.layer)
-        finally:
-            gc.unfreeze()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_unet._napari.loading import link_torch, uncollected
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData, in_words, layers_of
 from napari_unet.errors import Cancelled, ValidUNetError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Canvas", "Failure", "Finished", "Outcome", "Run", "Stopped", "Update", "work"]
 
 # Between two looks at the window: fast enough to look alive, seldom enough to cost nothing.
-_INTERVAL = 0.1
+_INTERVAL = 0.2
 # Ids that uint8 can show; more are repeated, as napari repeats its colours.
 _SHOWN_IDS = 255
 
@@ -142,10 +143,12 @@ def work(
     Yields
     ------
     Update
-        At most ten times a second.
+        A few times a second.
     """
     try:
-        from napari_unet.segmentation import segment_steps
+        link_torch()
+        with uncollected():
+            from napari_unet.segmentation import segment_steps
     except (ImportError, OSError) as error:
         return Failure(
             f"PyTorch cannot be loaded ({_first_line(error)}); run `valid-unet doctor`, or on "
@@ -230,7 +233,7 @@ class Run:
         on_update: Callable[[Update], None],
         on_end: Callable[[Outcome], None],
     ) -> None:
-        self.request, self._canvas = request, canvas
+        self.request, self.canvas = request, canvas
         self._stop = threading.Event()
         self._on_update: Callable[[Update], None] | None = on_update
         self._on_end: Callable[[Outcome], None] | None = on_end
@@ -241,7 +244,7 @@ class Run:
         from napari.qt.threading import create_worker
 
         self.worker = create_worker(
-            work, self.request, self._canvas, self._asked, _ignore_errors=True
+            work, self.request, self.canvas, self._asked, _ignore_errors=True
         )
         self.worker.yielded.connect(self._yielded)
         self.worker.returned.connect(self._end)

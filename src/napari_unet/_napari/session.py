@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from qtpy.QtCore import QObject, QTimer
 from napari_unet._napari.preview import Preview
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData
-from napari_unet._napari.runner import Failure, Finished, Outcome, Run, Update
+from napari_unet._napari.runner import Canvas, Failure, Finished, Outcome, Run, Update
 from napari_unet.errors import MemoryLimitError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ __all__ = ["Session"]
 
 # A cancelled run that has not ended by then is left to end by itself, unheard.
 _PATIENCE_MS = 250
+# After a layer was added the window is drawn before anything else is done.
+_A_FRAME_MS = 20
 
 
 class Session(QObject):
@@ -54,12 +57,19 @@ class Session(QObject):
         self._activity: Any = None
         self._last: Update | None = None
         self.cancelling = False
-        self._patience = QTimer(self)
-        self._patience.setSingleShot(True)
-        self._patience.setInterval(_PATIENCE_MS)
-        self._patience.timeout.connect(self.drop)
+        # One step at a time, so that the window is drawn in between.
+        self._lay_out = self._timer(0, self._add_preview)
+        self._launch = self._timer(_A_FRAME_MS, self._start_worker)
+        self._patience = self._timer(_PATIENCE_MS, self.drop)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         _warm_up()
+
+    def _timer(self, milliseconds: int, callback: Callable[[], None]) -> QTimer:
+        timer = QTimer(self)
+        timer.setSingleShot(True)
+        timer.setInterval(milliseconds)
+        timer.timeout.connect(callback)
+        return timer
 
     @property
     def running(self) -> bool:
@@ -75,18 +85,32 @@ class Session(QObject):
             If there is no room for the labels.
         """
         try:
-            self._preview = Preview(self._viewer, request)
+            canvas = Canvas(request)
         except MemoryError as error:
             raise MemoryLimitError(
                 f"There is no memory for labels of {' x '.join(map(str, request.shape))}; choose "
                 "the current slice or the visible region."
             ) from error
         self._image, self._last, self.cancelling = image, None, False
-        self._run = run = Run(request, self._preview.canvas, self._on_update, self._on_end)
+        self._run = Run(request, canvas, self._on_update, self._on_end)
         self._show(0, 0, "loading PyTorch and the model")
-        # napari lets the event loop run in here, so nothing must be half done before it.
-        self._open_activity(request.name)
-        run.start()
+        self._lay_out.start()
+
+    def _add_preview(self) -> None:
+        run = self._run
+        if run is not None:
+            self._preview = Preview(self._viewer, run.request, run.canvas)
+            self._launch.start()
+
+    def _start_worker(self) -> None:
+        run = self._run
+        if run is not None:
+            # napari lets the event loop run in here, so nothing may be half done before it.
+            self._open_activity(run.request.name)
+            # The collector would stop all threads for 200 ms at a time to go over what napari and
+            # torch have made; frozen, it is left out until the run has ended.
+            gc.freeze()
+            run.start()
 
     def cancel(self) -> bool:
         """Stop soon; True if what was finished is made into a result, which takes a moment."""
@@ -122,6 +146,9 @@ class Session(QObject):
     def _on_update(self, update: Update) -> None:
         if self._run is None or self.cancelling:
             return
+        if self._last is None:
+            # By now torch has been imported.
+            gc.freeze()
         self._last = update
         self._show(update.done, update.total, update.in_words())
         if update.parts and self._preview is not None:
@@ -170,13 +197,15 @@ class Session(QObject):
             viewer.layers.selection.active = active
 
     def _close(self, words: str, *, failed: bool) -> None:
-        self._patience.stop()
+        for timer in (self._lay_out, self._launch, self._patience):
+            timer.stop()
         self._run = self._image = None
         self.cancelling = False
         preview, self._preview = self._preview, None
         if preview is not None:
             preview.remove()
         activity, self._activity = self._activity, None
+        gc.unfreeze()
         self._ended(words, failed)
         if activity is not None:
             activity.close()
@@ -191,7 +220,7 @@ class Session(QObject):
 
 
 def _warm_up() -> None:
-    """Import what the first Labels layer imports: now, not when a run begins."""
+    """Make what the first Labels layer makes once: now, not when a run begins."""
     from napari.layers import Labels
 
     Labels(np.zeros((1, 1), np.uint8))

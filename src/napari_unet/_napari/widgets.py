@@ -1,0 +1,84 @@
+"""Small pieces that the controls are made of: magicgui's widgets, set up for a narrow dock."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from magicgui.widgets import ComboBox, FloatSpinBox, PushButton
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QWidget,
+)
+
+__all__ = ["as_button", "combo_box", "form_in", "mark", "side_by_side", "text_line", "whole_number"]
+
+
+def combo_box(choices: Any, tooltip: str) -> ComboBox:
+    """List to choose from; long names do not widen the dock, the list that opens shows them."""
+    box = ComboBox(choices=choices, tooltip=tooltip)
+    native = cast("QComboBox", box.native)
+    native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    native.setMinimumWidth(60)
+    native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box
+
+
+def whole_number(least: int, most: int, step: int, tooltip: str) -> FloatSpinBox:
+    """Box of whole numbers; magicgui's own for those cannot show words at its lowest value."""
+    box = FloatSpinBox(value=least, min=least, max=most, step=step, tooltip=tooltip)
+    cast("QDoubleSpinBox", box.native).setDecimals(0)
+    return box
+
+
+def text_line(*, selectable: bool = False) -> QLabel:
+    """Text that breaks where the dock ends."""
+    line = QLabel()
+    line.setWordWrap(True)
+    line.setTextFormat(Qt.TextFormat.PlainText)
+    if selectable:
+        line.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return line
+
+
+def side_by_side(*widgets: QWidget) -> QWidget:
+    """One row of widgets."""
+    row = QWidget()
+    layout = QHBoxLayout(row)
+    layout.setContentsMargins(0, 0, 0, 0)
+    layout.setSpacing(6)
+    for widget in widgets:
+        layout.addWidget(widget)
+    return row
+
+
+def form_in(parent: QWidget) -> QFormLayout:
+    """Titles on the left, or above where there is no room for both."""
+    form = QFormLayout(parent)
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setHorizontalSpacing(8)
+    form.setVerticalSpacing(6)
+    form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapLongRows)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    form.setLabelAlignment(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+    return form
+
+
+def mark(line: QLabel, *, warning: bool) -> None:
+    """Set what the style sheet looks at, and let it look again."""
+    if line.property("warning") != warning:
+        line.setProperty("warning", warning)
+        if (style := line.style()) is not None:
+            style.unpolish(line)
+            style.polish(line)
+
+
+def as_button(button: PushButton) -> QPushButton:
+    """Qt's button."""
+    return cast("QPushButton", button.native)
