@@ -239,8 +239,8 @@ MICROMETRES = ("um", "um")
     ("scale", "units", "choices", "text"),
     [
         ((0.325, 0.325), MICROMETRES, Choices(), "0.325 µm/px: runs at half size"),
-        ((0.13, 0.13), MICROMETRES, Choices(), "0.13 µm/px: runs at 20 % of its size"),
-        ((1.3, 0.65), MICROMETRES, Choices(), "runs at 200 % x 100 % of its size"),
+        ((0.13, 0.13), MICROMETRES, Choices(), "0.13 µm/px: runs at 20\u00a0% of its size"),
+        ((1.3, 0.65), MICROMETRES, Choices(), "runs at 200\u00a0% x 100\u00a0% of its size"),
         ((0.325, 0.325), MICROMETRES, Choices(rescale=False), "runs without rescaling"),
     ],
 )

@@ -64,8 +64,8 @@ def open_dock(viewer: napari.viewer.Viewer) -> UNetDock:
 
 
 def _picture(viewer: napari.viewer.Viewer, dock: UNetDock, path: Path) -> int:
-    viewer.reset_view()
     _pump(0.5)
+    viewer.reset_view()
     dock.segment()
     end = time.monotonic() + _LONGEST
     while dock.session.running and time.monotonic() < end:

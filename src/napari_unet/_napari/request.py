@@ -26,6 +26,8 @@ __all__ = ["Choices", "Notice", "Request", "check", "resolve"]
 
 # Two spacings that agree within this are the same; the core rescales nothing then.
 _SAME = 0.02
+# The number and its sign stay on one line.
+_PERCENT = "\u00a0%"
 
 
 @dataclass(frozen=True)
@@ -246,9 +248,9 @@ def _about_spacing(info: ImageInfo, card: Card, choices: Choices) -> list[Notice
 def _size(factors: list[float]) -> str:
     percent = [round(100 * factor) for factor in factors]
     if len(set(percent)) > 1:
-        return f"{' x '.join(f'{value} %' for value in percent)} of its size"
+        return f"{' x '.join(f'{value}{_PERCENT}' for value in percent)} of its size"
     words = {50: "half size", 25: "a quarter of its size", 200: "twice its size"}
-    return words.get(percent[0], f"{percent[0]} % of its size")
+    return words.get(percent[0], f"{percent[0]}{_PERCENT} of its size")
 
 
 def _by(spacing: tuple[float, ...]) -> str:

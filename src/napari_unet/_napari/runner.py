@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from napari_unet.errors import Cancelled, ValidUNetError
 if TYPE_CHECKING:
     from napari_unet.segmentation import Progress, Segmentation
 
-__all__ = ["Canvas", "Failure", "Finished", "Outcome", "Run", "Stopped", "Update", "work"]
+__all__ = ["Canvas", "Failure", "Finished", "Outcome", "Run", "Stopped", "Update", "Wish", "work"]
 
 # Between two looks at the window: fast enough to look alive, seldom enough to cost nothing.
 _INTERVAL = 0.2
@@ -123,8 +123,16 @@ class Failure:
 Outcome = Finished | Stopped | Failure
 
 
+class Wish(Enum):
+    """What the window wants of the worker."""
+
+    GO_ON = 0
+    STOP = 1
+    DROP = 2
+
+
 def work(
-    request: Request, canvas: Canvas, stop: Callable[[], bool]
+    request: Request, canvas: Canvas, wish: Callable[[], Wish]
 ) -> Generator[Update, None, Outcome]:
     """Segment in a worker's thread.
 
@@ -137,8 +145,9 @@ def work(
         What to do.
     canvas : Canvas
         Finished tiles are written into it.
-    stop : callable
-        Asked often; once it says yes, the run ends with what was finished, or with `Stopped`.
+    wish : callable
+        Asked often. At `Wish.STOP` the run ends with what was finished, if it is to be kept, or
+        with `Stopped`; at `Wish.DROP` it ends.
 
     Yields
     ------
@@ -156,7 +165,7 @@ def work(
             'napari.run()".'
         )
     try:
-        segmentation = yield from _show(request, canvas, segment_steps, stop)
+        segmentation = yield from _show(request, canvas, segment_steps, wish)
         return Finished(layers_of(request, segmentation), in_words(request, segmentation))
     except Cancelled:
         return Stopped()
@@ -178,14 +187,19 @@ def work(
 
 
 def _show(
-    request: Request, canvas: Canvas, segment_steps: Callable[..., Steps], stop: Callable[[], bool]
+    request: Request,
+    canvas: Canvas,
+    segment_steps: Callable[..., Steps],
+    wish: Callable[[], Wish],
 ) -> Generator[Update, None, Segmentation]:
     """Pass steps on as updates, the first at once and then a few a second."""
     parts, shown, stage = list[Part](), -_INTERVAL, "network"
 
     def should_stop() -> bool:
-        # All tiles are there: what a person wants to keep is a moment away.
-        return stop() and not (request.options.keep_finished and stage == "objects")
+        if request.options.keep_finished and stage == "objects":
+            # All tiles are there: what a person wants to keep is a moment away.
+            return wish() is Wish.DROP
+        return wish() is not Wish.GO_ON
 
     steps = segment_steps(
         request.array, request.model, request.options, should_stop=should_stop, preview=True
@@ -234,7 +248,7 @@ class Run:
         on_end: Callable[[Outcome], None],
     ) -> None:
         self.request, self.canvas = request, canvas
-        self._stop = threading.Event()
+        self._wish = Wish.GO_ON
         self._on_update: Callable[[Update], None] | None = on_update
         self._on_end: Callable[[Outcome], None] | None = on_end
         self.worker: Any = None
@@ -254,19 +268,20 @@ class Run:
 
     def cancel(self) -> None:
         """Ask to stop; the outcome still comes."""
-        self._stop.set()
+        self._wish = Wish.STOP
 
     def abandon(self, *_: object) -> None:
         """Ask to stop, and hear nothing of it any more."""
-        self._stop.set()
+        self._wish = Wish.DROP
         self._on_update = self._on_end = None
 
-    def _asked(self) -> bool:
+    def _asked(self) -> Wish:
         # napari quits its workers when the window closes.
-        return self._stop.is_set() or (self.worker is not None and self.worker.abort_requested)
+        quitting = self.worker is not None and self.worker.abort_requested
+        return Wish.DROP if quitting else self._wish
 
     def _yielded(self, update: Update) -> None:
-        if self._on_update is not None and not self._stop.is_set():
+        if self._on_update is not None and self._wish is Wish.GO_ON:
             self._on_update(update)
 
     def _end(self, outcome: Outcome) -> None:
