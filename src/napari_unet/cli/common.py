@@ -54,6 +54,27 @@ def add_json(parser: argparse.ArgumentParser, what: str = "the result as JSON") 
     parser.add_argument("--json", action="store_true", help=f"print {what}")
 
 
+def assumption(text: str) -> tuple[str, str]:
+    """Read ``order=skip-up``."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, as order=skip-up")
+    return key, value
+
+
+def add_assume(parser: argparse.ArgumentParser) -> None:
+    """Add ``--assume``."""
+    parser.add_argument(
+        "--assume",
+        type=assumption,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a checkpoint of other software does not say, as order=skip-up; can be given "
+        "several times (`valid-unet show` lists what is assumed otherwise)",
+    )
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides how a network runs over an image."""
     parser.add_argument(

@@ -15,6 +15,7 @@ from napari_unet.cli.common import (
     Bar,
     Commands,
     Parents,
+    add_assume,
     add_json,
     add_run_arguments,
     load_segmentation,
@@ -73,8 +74,9 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "--model",
         default="nuclei",
         metavar="M",
-        help="a bundled model's name, or a .safetensors file (default: nuclei)",
+        help="a bundled model's name, or a .safetensors or PyTorch file (default: nuclei)",
     )
+    add_assume(parser)
     parser.add_argument(
         "--output",
         default="instances",
@@ -124,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     load_segmentation()
     from napari_unet.checkpoint import load_model
 
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, assume=dict(arguments.assume))
     reports: list[dict[str, Any]] = []
     for task in tasks:
         try:
