@@ -14,7 +14,7 @@ from napari_unet.errors import CheckpointError
 
 __all__ = ["Scan", "scan_pickle"]
 
-_MOST_OPCODES = 1_000_000
+_MOST_OPCODES = 500_000
 _MOST_IN_TUPLE = 10_000
 # Beyond these, `torch.load` would refuse or could be made to allocate without bound.
 _HARMLESS = {
