@@ -30,7 +30,7 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
                 tensor.fill_(7)
             elif tensor.ndim > 1:
                 tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-            elif key.endswith("running_var") or key.endswith("weight"):
+            elif key.endswith(("running_var", "weight")):
                 tensor.uniform_(0.5, 1.5, generator=generator)
             else:
                 tensor.uniform_(-0.3, 0.3, generator=generator)

@@ -17,6 +17,7 @@ from napari_unet.options import DEVICES, PRECISIONS
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from napari_unet.checkpoint import Model
     from napari_unet.config import UNetConfig
     from napari_unet.files import ImageFile
     from napari_unet.segmentation import Progress
@@ -141,6 +142,21 @@ def load_segmentation() -> ModuleType:
             f"PyTorch cannot be loaded ({reason}); run `valid-unet doctor` to see what to install."
         ) from error
     return segmentation
+
+
+def load_checkpoint(arguments: argparse.Namespace) -> Model:
+    """Load ``--model`` with what ``--assume`` says; tell on stderr what was assumed besides."""
+    from napari_unet.checkpoint import load_model
+
+    model = load_model(arguments.model, assume=dict(arguments.assume))
+    if model.origin is not None and model.origin.assumed:
+        facts = ", ".join(f"{key} {value}" for key, value in model.origin.assumed.items())
+        print(
+            f"valid-unet: {arguments.model} does not say, and is assumed to have: {facts}; "
+            "change it with --assume.",
+            file=sys.stderr,
+        )
+    return model
 
 
 def open_image(path: Path, arguments: argparse.Namespace, config: UNetConfig) -> ImageFile:

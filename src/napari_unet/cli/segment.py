@@ -18,6 +18,7 @@ from napari_unet.cli.common import (
     add_assume,
     add_json,
     add_run_arguments,
+    load_checkpoint,
     load_segmentation,
     open_image,
     print_json,
@@ -124,9 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = _tasks(arguments)
     _check(tasks, arguments)
     load_segmentation()
-    from napari_unet.checkpoint import load_model
-
-    model = load_model(arguments.model, assume=dict(arguments.assume))
+    model = load_checkpoint(arguments)
     reports: list[dict[str, Any]] = []
     for task in tasks:
         try:

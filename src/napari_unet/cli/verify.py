@@ -13,6 +13,7 @@ from napari_unet.cli.common import (
     add_json,
     add_run_arguments,
     by,
+    load_checkpoint,
     load_segmentation,
     open_image,
     print_json,
@@ -52,10 +53,9 @@ def add_parser(commands: Commands, parents: Parents) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print how far they differ."""
     load_segmentation()
-    from napari_unet.checkpoint import load_model
     from napari_unet.verification import verify
 
-    model = load_model(arguments.model, assume=dict(arguments.assume))
+    model = load_checkpoint(arguments)
     image = open_image(arguments.image.expanduser(), arguments, model.config)
     result = verify(
         image.data,

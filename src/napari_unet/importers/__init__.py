@@ -47,7 +47,10 @@ class Imported:
 def is_pytorch(path: Path) -> bool:
     """Whether a file is a PyTorch pickle, by its first bytes or else by its name."""
     with path.open("rb") as file:
-        start = file.read(4)
+        start = file.read(9)
+    # The length of a safetensors header, eight bytes, can look like the start of a pickle.
+    if start[4:] == b"\0\0\0\0{":
+        return False
     return start.startswith(_PICKLES) or path.suffix.lower() in _SUFFIXES
 
 
