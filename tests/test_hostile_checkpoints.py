@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import random
@@ -210,3 +211,27 @@ def test_mutations_load_right_or_raise(network: torch.nn.Module, tmp_path: Path,
             before, after = right.network.state_dict(), model.network.state_dict()
             assert all(torch.equal(before[key], after[key]) for key in before)
     assert loaded > 0
+
+
+def test_mutated_pickles_whose_sums_are_right(network: torch.nn.Module, file: Path) -> None:
+    good = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        inside = archive.read(next(n for n in archive.namelist() if n.endswith("data.pkl")))
+    config, chance = load_model(file).config, random.Random(1)
+    for _ in range(300):
+        file.write_bytes(good)
+        rewritten(file, pickled(mutated(inside, chance)))
+        with contextlib.suppress(CheckpointError):
+            assert load_model(file).config == config
+
+
+def test_an_archive_hidden_around_another(file: Path) -> None:
+    good = file.read_bytes()
+    file.write_bytes(good + good)
+    with pytest.raises(CheckpointError, match="other data around it"):
+        load_model(file)
+    file.write_bytes(good)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = b"PK"
+    with pytest.raises(CheckpointError, match="other data around it"):
+        load_model(file)

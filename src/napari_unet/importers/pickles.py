@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import warnings
 import zipfile
@@ -97,9 +98,12 @@ def _load(path: Path, *, mmap: bool) -> Any:
                     return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        if isinstance(error, pickle.UnpicklingError):
+            # PyTorch's own words advise to load it unsafely.
+            reason = "its safe reader refuses it"
         raise CheckpointError(
-            f"{path.name} is a damaged PyTorch file ({reason[0][:120]}); get it again."
+            f"{path.name} is a damaged PyTorch file ({reason}); get it again."
         ) from error
 
 
@@ -110,6 +114,9 @@ def _scan_zip(path: Path) -> Scan:
         names = [info.filename for info in members]
         if len(members) > _MOST_MEMBERS or len(set(names)) != len(names):
             raise CheckpointError("the archive names a member twice, or far too many.")
+        if archive.comment or min((info.header_offset for info in members), default=0):
+            # Another archive before or behind it, which PyTorch might read instead.
+            raise CheckpointError("the archive has other data around it; get the file again.")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in members):
             raise CheckpointError("its parts are compressed, which PyTorch never does.")
         if sum(info.file_size for info in members) > path.stat().st_size:
