@@ -131,10 +131,20 @@ def read_card(name: str | os.PathLike[str]) -> Card:
     text = None if _is_pytorch(path) else _description(path)
     if text is None:
         raise CheckpointError(
-            f"{path.name} does not say which network its weights belong to; write one that does "
-            f"with `valid-unet convert {path.name} {path.stem}.converted.safetensors`."
+            f"{path.name} {_why_no_card(path)}; make a checkpoint that opens with "
+            f"`valid-unet convert {path.name} {path.stem}-native.safetensors`."
         )
     return _checked_card(path, text)
+
+
+def _why_no_card(path: Path) -> str:
+    """Say what a file is that may hold weights but does not describe them."""
+    if not _is_pytorch(path):
+        return "does not say which network its weights belong to"
+    with path.open("rb") as file:
+        if file.read(1) == b"P":
+            return "is a zip archive, as PyTorch writes it, that does not describe its network"
+    return "is a Python pickle, which could run code and is not opened here"
 
 
 def is_native(path: Path) -> bool:
