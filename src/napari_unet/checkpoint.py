@@ -1,5 +1,6 @@
-"""The native checkpoint: one ``.safetensors`` file that says all there is to know about a network.
+"""Checkpoints: the native file, and the one door through which every kind of file opens.
 
+A native checkpoint is one ``.safetensors`` file that says all there is to know about a network.
 The weights are the file's tensors. Network, normalisation, classes, spacing and provenance are one
 JSON document under the key ``valid-unet`` of the file's ``__metadata__``::
 
@@ -7,7 +8,8 @@ JSON document under the key ``valid-unet`` of the file's ``__metadata__``::
      "classes": [{"name": ..., "color": "#rrggbb", "role": ...}, ...],
      "spacing_um": [y, x] or null, "settings": {...}, "provenance": {...}}
 
-Nothing of a file is ever executed; the card is read without torch.
+Nothing of a file is ever executed; the card is read without torch. What other programs wrote goes
+through `napari_unet.importers`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,9 +28,12 @@ from safetensors import SafetensorError, safe_open
 from napari_unet.atomic import replacing_file
 from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
-from napari_unet.errors import CheckpointError
+from napari_unet.errors import CheckpointError, OptionError
+from napari_unet.importers import Origin, import_checkpoint, is_pytorch
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from napari_unet.model import UNet
 
 __all__ = [
@@ -36,6 +42,7 @@ __all__ = [
     "Model",
     "bundled_models",
     "find_checkpoint",
+    "is_native",
     "load_model",
     "read_card",
     "save_model",
@@ -44,9 +51,7 @@ __all__ = [
 _KEY = "valid-unet"
 # What files that are no safetensors begin with, to say what was picked by mistake.
 _SIGNATURES = (
-    (b"PK\x03\x04", "a zip archive (PyTorch or Keras write such files)"),
     (b"\x89HDF\r\n", "an HDF5 file (Keras and Caffe write such files)"),
-    (b"\x80", "a Python pickle, which could run code and is not opened"),
     (b"II*\x00", "a TIFF image"),
     (b"MM\x00*", "a TIFF image"),
     (b"\x89PNG", "a PNG image"),
@@ -67,12 +72,15 @@ class Model:
         Where it came from.
     sha256 : str
         Of the file, in hexadecimal; empty for a network that was never saved.
+    origin : Origin, optional
+        How an imported network came to be known; None where the file itself says it.
     """
 
     card: Card
     network: UNet
     path: Path | None = None
     sha256: str = ""
+    origin: Origin | None = None
 
     @property
     def config(self) -> UNetConfig:
@@ -100,7 +108,7 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     path = Path(name).expanduser()
     if not path.is_file():
         raise CheckpointError(
-            f"There is no checkpoint {str(name)!r}; give the path of a .safetensors file or one "
+            f"There is no checkpoint {str(name)!r}; give the path of a checkpoint file or one "
             f"of the bundled models: {', '.join(bundled) or 'none'}."
         )
     return path
@@ -120,18 +128,61 @@ def read_card(name: str | os.PathLike[str]) -> Card:
         If the file is missing, no checkpoint of this package, damaged or contradicts itself.
     """
     path = find_checkpoint(name)
+    text = None if _is_pytorch(path) else _description(path)
+    if text is None:
+        raise CheckpointError(
+            f"{path.name} {_why_no_card(path)}; make a checkpoint that opens with "
+            f"`valid-unet convert {path.name} {path.stem}-native.safetensors`."
+        )
+    return _checked_card(path, text)
+
+
+def _why_no_card(path: Path) -> str:
+    """Say what a file is that may hold weights but does not describe them."""
+    if not _is_pytorch(path):
+        return "does not say which network its weights belong to"
+    with path.open("rb") as file:
+        if file.read(1) == b"P":
+            return "is a zip archive, as PyTorch writes it, that does not describe its network"
+    return "is a Python pickle, which could run code and is not opened here"
+
+
+def is_native(path: Path) -> bool:
+    """Whether a file says which network its weights belong to.
+
+    Raises
+    ------
+    CheckpointError
+        If it cannot be read.
+    """
+    return not _is_pytorch(path) and _description(path) is not None
+
+
+def _is_pytorch(path: Path) -> bool:
+    try:
+        return is_pytorch(path)
+    except OSError as error:
+        raise CheckpointError(_not_a_checkpoint(path)) from error
+
+
+def _description(path: Path) -> str | None:
+    """Return the card's text, or None in a safetensors file of another program."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(_not_a_checkpoint(path)) from error
+    return metadata.get(_KEY)
+
+
+def _checked_card(path: Path, text: str) -> Card:
+    """Read a card and hold it against the sizes of the file's tensors."""
+    card = Card.from_json(text)
+    try:
+        with safe_open(path, framework="numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_not_a_checkpoint(path)) from error
-    if _KEY not in metadata:
-        raise CheckpointError(
-            f"{path.name} holds tensors but does not say which network they belong to; give a "
-            "checkpoint written by napari-valid-unet."
-        )
-    card = Card.from_json(metadata[_KEY])
     trained = sum(
         prod(shape)
         for key, shape in shapes.items()
@@ -146,39 +197,72 @@ def read_card(name: str | os.PathLike[str]) -> Card:
     return card
 
 
-def load_model(name: str | os.PathLike[str] | Model) -> Model:
-    """Load a checkpoint.
+def load_model(
+    name: str | os.PathLike[str] | Model, *, assume: Mapping[str, object] | None = None
+) -> Model:
+    """Load a checkpoint: a native one, a PyTorch file, or plain safetensors.
 
     Parameters
     ----------
     name : str, path or Model
         A bundled model's name, a file, or a model, which is returned as it is.
+    assume : mapping, optional
+        What an imported file does not say, such as ``{"order": "skip-up"}``; the choices are
+        `napari_unet.importers.CHOICES`.
 
     Returns
     -------
     Model
+        Its `origin` tells what was read, inferred and assumed.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, no checkpoint of this package, damaged or contradicts itself.
+        If the file is missing, damaged, hostile, contradicts itself, or is of a network that is
+        not known or cannot be run.
+    OptionError
+        If an assumption is none of the choices, or contradicts the file.
     """
     if isinstance(name, Model):
+        if assume:
+            raise OptionError("A model in memory says all about its network; assume nothing.")
         return name
+    path = find_checkpoint(name)
+    native = is_native(path)
+    if native and assume:
+        raise OptionError(f"{path.name} says all about its network; assume nothing.")
+    origin = None
+    if native:
+        card = read_card(path)
+        weights = _native_weights(path, card)
+    else:
+        found = import_checkpoint(path, assume)
+        card, weights, origin = found.card, found.weights, found.origin
+    import torch
+
+    from napari_unet.model import UNet
+
+    with torch.device("meta"):
+        network = UNet(card.config)
+    network.load_state_dict(weights, assign=True)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Model(card, network.eval(), path, digest, origin)
+
+
+def _native_weights(path: Path, card: Card) -> dict[str, Tensor]:
+    """Tensors of a native file, float32; their names and shapes are those of its network."""
     import torch
     from safetensors.torch import load_file
 
     from napari_unet.model import UNet
 
-    path = find_checkpoint(name)
-    card = read_card(path)
     try:
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(_not_a_checkpoint(path)) from error
     with torch.device("meta"):
-        network = UNet(card.config)
-    expected = network.state_dict()
+        expected = UNet(card.config).state_dict()
     wrong = sorted(expected.keys() ^ weights.keys()) or sorted(
         key for key, tensor in weights.items() if tensor.shape != expected[key].shape
     )
@@ -187,13 +271,10 @@ def load_model(name: str | os.PathLike[str] | Model) -> Model:
             f"{path.name} does not hold the network it describes (first difference: {wrong[0]}); "
             "the file is damaged."
         )
-    floats = {
+    return {
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in weights.items()
     }
-    network.load_state_dict(floats, assign=True)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Model(card, network.eval(), path, digest)
 
 
 def save_model(
@@ -247,7 +328,7 @@ def _not_a_checkpoint(path: Path) -> str:
         return f"{path.name} cannot be read ({error.strerror}); check the file."
     for signature, what in _SIGNATURES:
         if start.startswith(signature):
-            return f"{path.name} is {what}; give a .safetensors checkpoint."
+            return f"{path.name} is {what}; give a .safetensors or PyTorch checkpoint."
     if not start:
-        return f"{path.name} is empty; give a .safetensors checkpoint."
+        return f"{path.name} is empty; give a .safetensors or PyTorch checkpoint."
     return f"{path.name} is not a readable .safetensors checkpoint, or is cut short; get it again."

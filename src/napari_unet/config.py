@@ -56,6 +56,8 @@ class UNetConfig:
         A transposed convolution of the pooling's factor, or interpolation and a 1x1 convolution.
     up_activation : bool
         Whether the up-convolution is followed by the activation.
+    up_norm : bool
+        Whether the up-convolution is followed by the norm, too, in the same order as elsewhere.
     up_widths : tuple of int
         Channels after each up-sampling, level 0 first; `widths` of the level if left out.
     concat : {"skip-up", "up-skip"}
@@ -80,6 +82,7 @@ class UNetConfig:
     slope: float = 0.0
     up: Up = "upconv"
     up_activation: bool = False
+    up_norm: bool = False
     up_widths: tuple[int, ...] = field(default=())
     concat: Concat = "skip-up"
     dropout: float = 0.0
@@ -104,8 +107,11 @@ class UNetConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise OptionError(f"{name} must be a number from 0 up to 1, not {value!r}.")
-        if not isinstance(self.up_activation, bool):
-            raise OptionError(f"up_activation must be true or false, not {self.up_activation!r}.")
+        for name in ("up_activation", "up_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} must be true or false, not {getattr(self, name)!r}.")
+        if self.up_norm and self.norm == "none":
+            raise OptionError("up_norm needs a norm; choose norm='batch'.")
 
     def _check_levels(self) -> None:
         for width in (*self.widths, *self.up_widths):
@@ -152,7 +158,7 @@ class UNetConfig:
         for level in range(self.depth):
             up = self.up_widths[level]
             kernel = prod(self.pools[level]) if self.up == "upconv" else 1
-            total += self.widths[level + 1] * up * kernel + up
+            total += self.widths[level + 1] * up * kernel + up + 2 * up * self.up_norm
             total += block(self.widths[level] + up, self.widths[level], level)
         return total + (self.widths[0] + 1) * self.n_classes
 

@@ -60,12 +60,17 @@ class _Block(nn.Sequential):
         layers: list[nn.Module] = []
         for channels in (inputs, width):
             layers.append(_CONV[config.ndim](channels, width, kernel))
-            tail: list[nn.Module] = [_activation(config)]
-            if config.norm == "batch":
-                where = 0 if config.norm_order == "norm-act" else 1
-                tail.insert(where, _BATCH_NORM[config.ndim](width))
-            layers += tail
+            layers += _tail(config, width, activation=True, norm=config.norm == "batch")
         super().__init__(*layers)
+
+
+def _tail(config: UNetConfig, width: int, *, activation: bool, norm: bool) -> list[nn.Module]:
+    """What follows a convolution, in the configuration's order."""
+    tail: list[nn.Module] = [_activation(config)] if activation else []
+    if norm:
+        where = 0 if config.norm_order == "norm-act" else len(tail)
+        tail.insert(where, _BATCH_NORM[config.ndim](width))
+    return tail
 
 
 def _activation(config: UNetConfig) -> nn.Module:
@@ -88,7 +93,8 @@ def _up(config: UNetConfig, level: int) -> nn.Sequential:
             else nn.Upsample(scale_factor=scale, mode=linear, align_corners=False),
             _CONV[config.ndim](inputs, width, 1),
         ]
-    return nn.Sequential(*layers, *([_activation(config)] if config.up_activation else []))
+    tail = _tail(config, width, activation=config.up_activation, norm=config.up_norm)
+    return nn.Sequential(*layers, *tail)
 
 
 class UNet(nn.Module):
@@ -201,7 +207,7 @@ def fold_batch_norm(network: UNet) -> UNet:
     config = network.config
     foldable = config.norm == "batch" and config.norm_order == "norm-act"
     with torch.device("meta"):
-        folded = UNet(replace(config, norm="none") if foldable else config)
+        folded = UNet(replace(config, norm="none", up_norm=False) if foldable else config)
     if not foldable:
         weights = {key: value.detach().clone() for key, value in network.state_dict().items()}
         folded.load_state_dict(weights, assign=True)
@@ -212,8 +218,17 @@ def fold_batch_norm(network: UNet) -> UNet:
         settled = copy.deepcopy(block).eval()
         for source, target in ((0, 0), (3, 2)):
             plain[target] = fuse_conv_bn_eval(settled[source], settled[source + 1])
-    for name in ("up", "head"):
-        part = getattr(network, name)
-        weights = {key: value.detach().clone() for key, value in part.state_dict().items()}
-        getattr(folded, name).load_state_dict(weights, assign=True)
+    for up, plain in zip(network.up, folded.up, strict=True):
+        _fold_up(copy.deepcopy(up).eval(), plain, config)
+    head = {key: value.detach().clone() for key, value in network.head.state_dict().items()}
+    folded.head.load_state_dict(head, assign=True)
     return folded.eval()
+
+
+def _fold_up(up: Any, plain: Any, config: UNetConfig) -> None:
+    """Move one up-sampling's weights, and its batch norm if it has one, into `plain`."""
+    where = 0 if config.up == "upconv" else 1  # interpolation has no weights
+    if config.up_norm:
+        plain[where] = fuse_conv_bn_eval(up[where], up[where + 1], transpose=where == 0)
+    else:
+        plain.load_state_dict(up.state_dict(), assign=True)

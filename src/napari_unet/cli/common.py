@@ -17,6 +17,7 @@ from napari_unet.options import DEVICES, PRECISIONS
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from napari_unet.checkpoint import Model
     from napari_unet.config import UNetConfig
     from napari_unet.files import ImageFile
     from napari_unet.segmentation import Progress
@@ -52,6 +53,27 @@ def positive(text: str) -> int:
 def add_json(parser: argparse.ArgumentParser, what: str = "the result as JSON") -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help=f"print {what}")
+
+
+def assumption(text: str) -> tuple[str, str]:
+    """Read ``order=skip-up``."""
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE, as order=skip-up")
+    return key, value
+
+
+def add_assume(parser: argparse.ArgumentParser) -> None:
+    """Add ``--assume``."""
+    parser.add_argument(
+        "--assume",
+        type=assumption,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what a checkpoint of other software does not say, as order=skip-up; can be given "
+        "several times (`valid-unet show` lists what is assumed otherwise)",
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,6 +142,21 @@ def load_segmentation() -> ModuleType:
             f"PyTorch cannot be loaded ({reason}); run `valid-unet doctor` to see what to install."
         ) from error
     return segmentation
+
+
+def load_checkpoint(arguments: argparse.Namespace) -> Model:
+    """Load ``--model`` with what ``--assume`` says; tell on stderr what was assumed besides."""
+    from napari_unet.checkpoint import load_model
+
+    model = load_model(arguments.model, assume=dict(arguments.assume))
+    if model.origin is not None and model.origin.assumed:
+        facts = ", ".join(f"{key} {value}" for key, value in model.origin.assumed.items())
+        print(
+            f"valid-unet: {arguments.model} does not say, and is assumed to have: {facts}; "
+            "change it with --assume.",
+            file=sys.stderr,
+        )
+    return model
 
 
 def open_image(path: Path, arguments: argparse.Namespace, config: UNetConfig) -> ImageFile:

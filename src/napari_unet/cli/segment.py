@@ -15,8 +15,10 @@ from napari_unet.cli.common import (
     Bar,
     Commands,
     Parents,
+    add_assume,
     add_json,
     add_run_arguments,
+    load_checkpoint,
     load_segmentation,
     open_image,
     print_json,
@@ -73,8 +75,9 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "--model",
         default="nuclei",
         metavar="M",
-        help="a bundled model's name, or a .safetensors file (default: nuclei)",
+        help="a bundled model's name, or a .safetensors or PyTorch file (default: nuclei)",
     )
+    add_assume(parser)
     parser.add_argument(
         "--output",
         default="instances",
@@ -122,9 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = _tasks(arguments)
     _check(tasks, arguments)
     load_segmentation()
-    from napari_unet.checkpoint import load_model
-
-    model = load_model(arguments.model)
+    model = load_checkpoint(arguments)
     reports: list[dict[str, Any]] = []
     for task in tasks:
         try:

@@ -7,7 +7,16 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
-from napari_unet.cli.common import Commands, Parents, add_json, by, print_json, table
+from napari_unet.cli.common import (
+    Commands,
+    Parents,
+    add_assume,
+    add_json,
+    by,
+    load_segmentation,
+    print_json,
+    table,
+)
 
 
 def add_parser(commands: Commands, parents: Parents) -> None:
@@ -22,8 +31,9 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a bundled model's name, or a .safetensors file",
+        help="a bundled model's name, or a .safetensors or PyTorch file",
     )
+    add_assume(parser)
     add_json(parser, "everything as JSON")
     parser.set_defaults(run=run)
 
@@ -39,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             print("\n".join(f"{name}: {text}" for name, text in models.items()) or "none")
         return 0
-    document = _document(arguments.model)
+    document = _document(arguments.model, dict(arguments.assume))
     if arguments.json:
         print_json(document)
     else:
@@ -47,12 +57,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _document(model: str) -> dict[str, Any]:
+def _document(model: str, assume: dict[str, str]) -> dict[str, Any]:
     """Everything about a model, as JSON types."""
-    from napari_unet.checkpoint import find_checkpoint, read_card
+    from napari_unet.checkpoint import find_checkpoint, is_native, load_model, read_card
 
-    card = read_card(model)
     path = find_checkpoint(model)
+    origin = None
+    if is_native(path) and not assume:
+        card = read_card(path)
+    else:
+        load_segmentation()  # says what to do where PyTorch is missing
+        loaded = load_model(path, assume=assume)
+        card, origin = loaded.card, loaded.origin
     content = path.read_bytes()
     config, geometry = card.config, card.config.geometry
     return {
@@ -71,6 +87,7 @@ def _document(model: str) -> dict[str, Any]:
         "settings": dict(card.settings),
         "config": config.to_dict(),
         "provenance": dict(card.provenance),
+        "origin": None if origin is None else origin.to_dict(),
     }
 
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from napari_unet.cli.common import (
     Commands,
     Parents,
+    add_assume,
     add_json,
     add_run_arguments,
     by,
+    load_checkpoint,
     load_segmentation,
     open_image,
     print_json,
@@ -40,8 +42,9 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "--model",
         default="nuclei",
         metavar="M",
-        help="a bundled model's name, or a .safetensors file (default: nuclei)",
+        help="a bundled model's name, or a .safetensors or PyTorch file (default: nuclei)",
     )
+    add_assume(parser)
     add_run_arguments(parser)
     add_json(parser, "max_abs_logit_difference, changed_labels, pixels, tile_size and tiles")
     parser.set_defaults(run=run)
@@ -50,10 +53,9 @@ def add_parser(commands: Commands, parents: Parents) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print how far they differ."""
     load_segmentation()
-    from napari_unet.checkpoint import load_model
     from napari_unet.verification import verify
 
-    model = load_model(arguments.model)
+    model = load_checkpoint(arguments)
     image = open_image(arguments.image.expanduser(), arguments, model.config)
     result = verify(
         image.data,

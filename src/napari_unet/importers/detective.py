@@ -1,0 +1,309 @@
+"""From the names and shapes of weights to a network: what they say, and what has to be assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from napari_unet.config import UNetConfig
+from napari_unet.errors import CheckpointError, OptionError
+from napari_unet.importers.graph import match_graph
+from napari_unet.importers.layouts import Layout, Shape, Unit, find_layout
+from napari_unet.importers.origin import Origin, check_assumptions
+from napari_unet.intensity import Normalisation
+
+__all__ = ["Finding", "examine"]
+
+_STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a state dict is.
+
+    Parameters
+    ----------
+    config : UNetConfig
+        The network.
+    normalisation : Normalisation
+        Assumed, or as given.
+    names : mapping of str to str
+        For each of our network's weights the file's; a bias or statistic that the file lacks is
+        left out.
+    origin : Origin
+        How all this came to be known.
+    """
+
+    config: UNetConfig
+    normalisation: Normalisation
+    names: Mapping[str, str]
+    origin: Origin
+
+
+def examine(
+    shapes: Mapping[str, Shape],
+    assume: Mapping[str, object] | None = None,
+    *,
+    kind: str = "state dict",
+    ordered: bool = True,
+) -> Finding:
+    """Recognise a network.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        Of a state dict without wrappers.
+    assume : mapping
+        What the person knows; see `check_assumptions`.
+    kind : str
+        Of the file, for the report.
+    ordered : bool
+        Whether the names are in the order in which the modules were made.
+
+    Raises
+    ------
+    CheckpointError
+        If it is none that can be run; the message says why.
+    OptionError
+        If an assumption is none, or the file itself contradicts it.
+    """
+    given = check_assumptions(assume or {})
+    layout = find_layout(shapes) or match_graph(shapes, ordered=ordered)
+    units = _units(layout)
+    _check_blocks(layout, units)
+    norm = _norm(layout, units, shapes)
+    read: dict[str, Any] = _read(layout)
+    interpolated = bool(layout.up) and not layout.up[0].is_up
+    up_norm = bool(layout.up) and layout.up[0].norm is not None
+    inferred = {"up-sampling": "interpolation" if interpolated else "up-convolution"}
+    inferred |= _positions(layout)
+    open_questions = _open_questions(layout, norm, interpolated, inferred)
+    if odd := [key for key in given if key not in open_questions]:
+        raise OptionError(
+            f"{odd[0]} is no open question of this file; open are {', '.join(open_questions)}."
+        )
+    facts = {**inferred, **open_questions, **given}
+    _check_padding(layout, given)
+    config = _config(read, {"norm": norm, **facts}, interpolated=interpolated, up_norm=up_norm)
+    names = _names(config, units)
+    normalisation = Normalisation.from_dict(
+        {"kind": facts["normalisation"], "shift": float(facts["shift"])}
+    )
+    return Finding(
+        config,
+        normalisation,
+        _renamed(config, names, shapes, layout.unused),
+        Origin(
+            format=kind,
+            family=layout.family.name,
+            read=_told(config, up_norm=up_norm),
+            inferred=inferred,
+            assumed={key: value for key, value in open_questions.items() if key not in given},
+            given=given,
+            ignored=layout.unused,
+        ),
+    )
+
+
+def _units(layout: Layout) -> dict[tuple[str, int, int], Unit]:
+    """Each convolution by part, level and number."""
+    found: dict[tuple[str, int, int], Unit] = {("head", 0, 0): layout.head}
+    for part, blocks in (("down", layout.down), ("merge", layout.merge)):
+        for level, block in enumerate(blocks):
+            found.update({(part, level, number): unit for number, unit in enumerate(block)})
+    found.update({("up", level, 0): unit for level, unit in enumerate(layout.up)})
+    return found
+
+
+def _check_blocks(layout: Layout, units: Mapping[tuple[str, int, int], Unit]) -> None:
+    """See that there are as many blocks as a U-Net has, and that each takes what it is given."""
+    depth = len(layout.down) - 1
+    if depth < 0 or len(layout.merge) != depth or len(layout.up) != depth:
+        raise CheckpointError(
+            f"{depth + 1} blocks down, {len(layout.up)} up-samplings and {len(layout.merge)} "
+            f"blocks up are no U-Net of {layout.family.name}; parts of the file are missing."
+        )
+    if any(len(block) != 2 for block in (*layout.down, *layout.merge)):
+        raise CheckpointError("A block has not two convolutions; only such U-Nets are run.")
+    dims = {len(unit.shape) for unit in units.values()}
+    if len(dims) != 1 or dims - {4, 5}:
+        raise CheckpointError("The weights are not those of a U-Net of 2 or 3 dimensions.")
+    for unit in units.values():
+        if min(unit.shape) < 1:
+            raise CheckpointError(f"{unit.name}.weight has no values; get the file again.")
+    for level, unit in enumerate(layout.up):
+        if unit.is_up is not layout.up[0].is_up or any(k > 2 for k in unit.shape[2:]):
+            raise CheckpointError(
+                f"{unit.name} has a kernel of {' x '.join(map(str, unit.shape[2:]))}; only "
+                "up-convolutions of 2 px, side by side, are run."
+            )
+        skip, up = layout.down[level][1].shape[0], _up_width(unit)
+        takes = layout.merge[level][0].shape[1]
+        if takes != skip + up:
+            raise CheckpointError(
+                f"At level {level} {skip} channels of the encoder meet {up} of the up-convolution, "
+                f"but the next convolution takes {takes}; the concatenation is not that of a U-Net."
+            )
+
+
+def _up_width(unit: Unit) -> int:
+    return unit.shape[1] if unit.is_up else unit.shape[0]
+
+
+def _norm(
+    layout: Layout, units: Mapping[tuple[str, int, int], Unit], shapes: Mapping[str, Shape]
+) -> str:
+    """Whether blocks have batch norms: all of them or none."""
+    blocks = [unit for (part, _, _), unit in units.items() if part in ("down", "merge")]
+    normed = [unit for unit in units.values() if unit.norm]
+    if layout.head.norm:
+        raise CheckpointError("A norm after the last convolution cannot be run.")
+    if not normed:
+        return "none"
+    for unit in normed:
+        if f"{unit.norm}.running_mean" not in shapes or f"{unit.norm}.running_var" not in shapes:
+            raise CheckpointError(
+                f"{unit.norm} has no running statistics: it is a group, layer or instance norm or "
+                "a learned activation, which cannot be run tile by tile and stay exact."
+            )
+    ups = sum(unit.norm is not None for unit in layout.up)
+    if any(unit.norm is None for unit in blocks) or ups not in (0, len(layout.up)):
+        raise CheckpointError("Only some convolutions have a batch norm; such a U-Net is not run.")
+    return "batch"
+
+
+def _read(layout: Layout) -> dict[str, Any]:
+    """What shapes alone say, as fields of the configuration."""
+    dims = len(layout.head.shape) - 2
+    # An interpolation has no weights; its factor is 2 in every family.
+    pools = [u.shape[2:] if u.is_up else (2,) * dims for u in layout.up]
+    return {
+        "in_channels": layout.down[0][0].shape[1],
+        "n_classes": layout.head.shape[0],
+        "widths": tuple(block[1].shape[0] for block in layout.down),
+        "ndim": dims,
+        "kernels": tuple(block[0].shape[2:] for block in layout.down),
+        "pools": tuple(pools),
+        "up_widths": tuple(_up_width(unit) for unit in layout.up),
+    }
+
+
+def _config(
+    read: Mapping[str, Any], facts: Mapping[str, str], *, interpolated: bool, up_norm: bool
+) -> UNetConfig:
+    """Build the configuration from what was read and what is known or assumed."""
+    try:
+        return UNetConfig.from_dict(
+            {
+                **read,
+                "norm": facts["norm"],
+                "norm_order": facts.get("norm-order", "norm-act"),
+                "slope": float(facts["slope"]),
+                "up": facts["up"] if interpolated else "upconv",
+                "up_activation": facts.get("up-activation") == "yes",
+                "up_norm": up_norm,
+                "concat": facts.get("order", "skip-up"),
+            }
+        )
+    except OptionError as error:
+        raise CheckpointError(f"The weights make no network: {error}") from error
+
+
+def _positions(layout: Layout) -> dict[str, str]:
+    """What gaps in the numbering of a block's modules say."""
+    orders = {unit.norm_order for block in (*layout.down, *layout.merge) for unit in block}
+    found: dict[str, str] = {}
+    if len(orders) == 1 and (order := orders.pop()):
+        found["norm-order"] = order
+        ups = {unit.norm_order for unit in layout.up}
+        # Where the norm comes last, the activation has a number of its own before it.
+        if order == "act-norm" and len(ups) == 1 and (after := ups.pop()):
+            found["up-activation"] = "yes" if after == "act-norm" else "no"
+    return found
+
+
+def _open_questions(
+    layout: Layout, norm: str, interpolated: bool, inferred: Mapping[str, str]
+) -> dict[str, str]:
+    """What weights cannot say, with the family's habit."""
+    family = layout.family
+    found = {"padding": family.padding}
+    if layout.up:
+        found["order"] = family.order
+    if layout.up and "up-activation" not in inferred:
+        found["up-activation"] = family.up_activation
+    if interpolated:
+        found["up"] = family.up
+    if norm == "batch" and "norm-order" not in inferred:
+        found["norm-order"] = family.norm_order
+    default = Normalisation()
+    return {**found, "slope": "0", "normalisation": default.kind, "shift": f"{default.shift:g}"}
+
+
+def _check_padding(layout: Layout, given: Mapping[str, str]) -> None:
+    """Refuse what is not valid: its borders would come out wrong without a word."""
+    if given.get("padding", layout.family.padding) == "same":
+        raise CheckpointError(
+            f"This is a U-Net with padded (same) convolutions ({layout.family.name}), which cannot "
+            "be run yet; to run it as valid, with borders other than in its training, assume "
+            "padding=valid."
+        )
+
+
+def _names(
+    config: UNetConfig, units: Mapping[tuple[str, int, int], Unit]
+) -> dict[str, tuple[str, str]]:
+    """Pair the names of our modules with the file's: ours -> (theirs, conv or norm)."""
+    found: dict[str, tuple[str, str]] = {}
+    first = config.norm_order == "norm-act"
+    for (part, level, number), unit in units.items():
+        if part == "head":
+            found["head"] = (unit.name, "conv")
+            continue
+        if part == "up":
+            start = 0 if config.up == "upconv" else 1
+            after = 1 if first or not config.up_activation else 2
+        else:
+            start, after = number * (2 + (config.norm == "batch")), 1 if first else 2
+        found[f"{part}.{level}.{start}"] = (unit.name, "conv")
+        if unit.norm:
+            found[f"{part}.{level}.{start + after}"] = (unit.norm, "norm")
+    return found
+
+
+def _renamed(
+    config: UNetConfig,
+    names: Mapping[str, tuple[str, str]],
+    shapes: Mapping[str, Shape],
+    unused: Sequence[str],
+) -> dict[str, str]:
+    """Our weights' names -> the file's; everything in the file must have found its place."""
+    found: dict[str, str] = {}
+    for ours, (theirs, kind) in names.items():
+        fields = ("weight", "bias") if kind == "conv" else (*_STATISTICS, "num_batches_tracked")
+        found.update({f"{ours}.{f}": f"{theirs}.{f}" for f in fields if f"{theirs}.{f}" in shapes})
+    left = set(shapes) - set(found.values())
+    left = {key for key in left if not key.startswith(tuple(f"{name}." for name in unused))}
+    if left:
+        raise CheckpointError(
+            f"The file holds {sorted(left)[0]} ({len(left)} such weights), for which a plain valid "
+            "U-Net has no place; it is another network."
+        )
+    return found
+
+
+def _told(config: UNetConfig, *, up_norm: bool) -> dict[str, str]:
+    """What was read, for people."""
+    kernels = {extent for row in config.kernels for extent in row}
+    told = {
+        "dimensions": str(config.ndim),
+        "channels": str(config.in_channels),
+        "classes": str(config.n_classes),
+        "depth": str(config.depth),
+        "widths": " ".join(map(str, config.widths)),
+        "up-widths": " ".join(map(str, config.up_widths)) or "none",
+        "kernels": " ".join(map(str, sorted(kernels))),
+        "norm": config.norm,
+    }
+    return {**told, "norm after up-sampling": "yes"} if up_norm else told

@@ -1,0 +1,127 @@
+"""State dicts out of their wrappers, and into our network's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from napari_unet.errors import CheckpointError
+from napari_unet.importers.detective import Finding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["fitted_weights", "natural_order", "unwrap"]
+
+
+def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Remove the prefix that all convolutions share, such as ``module.`` or ``model.``.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        DataParallel prefixes ``module.``, torch.compile ``_orig_mod.``, Lightning the name of an
+        attribute.
+
+    Returns
+    -------
+    inside : dict of str to Tensor
+        What has the prefix, without it.
+    outside : tuple of str
+        What does not have it: weights of a loss or a metric, which no network needs.
+    """
+    inside = dict(tensors)
+    outside: list[str] = []
+    while True:
+        convolutions = [key for key, tensor in inside.items() if tensor.ndim >= 4]
+        prefixes = {key.partition(".")[0] for key in convolutions}
+        if len(prefixes) != 1 or len(convolutions) < 2:
+            return inside, tuple(outside)
+        prefix = f"{prefixes.pop()}."
+        outside += [key for key in inside if not key.startswith(prefix)]
+        inside = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in inside.items()
+            if key.startswith(prefix)
+        }
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Sort names so that ``up10`` comes behind ``up9``."""
+
+    def key(name: str) -> list[tuple[int, str]]:
+        # Digits compare by length first: no conversion, however many there are.
+        parts = re.split(r"(\d+)", name)
+        return [(len(part) if part.isdecimal() else 0, part) for part in parts]
+
+    return sorted(names, key=key)
+
+
+def fitted_weights(
+    tensors: Mapping[str, Tensor], finding: Finding, length: int
+) -> dict[str, Tensor]:
+    """Copy weights under the names of our network, as float32.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        Of the file.
+    finding : Finding
+        Which of them is which.
+    length : int
+        Of the file in bytes: what cannot be in it is not copied.
+
+    Raises
+    ------
+    CheckpointError
+        If a shape is not what the network needs, or values are not numbers.
+    """
+    import torch
+
+    from napari_unet.model import UNet
+
+    with torch.device("meta"):
+        expected = UNet(finding.config).state_dict()
+    _check(tensors, finding, expected, length)
+    weights: dict[str, Tensor] = {}
+    for ours, like in expected.items():
+        theirs = finding.names.get(ours)
+        if theirs is not None:
+            kind = torch.float32 if like.is_floating_point() else like.dtype
+            weights[ours] = tensors[theirs].detach().to(kind, copy=True).contiguous()
+            if not torch.isfinite(weights[ours]).all():
+                raise CheckpointError(f"{theirs} holds values that are no numbers; get it again.")
+        else:
+            fill = 1.0 if ours.endswith(".weight") else 0.0
+            weights[ours] = torch.full(like.shape, fill, dtype=like.dtype)
+        if ours.endswith("running_var") and bool((weights[ours] < 0).any()):
+            raise CheckpointError(f"{theirs} holds variances below zero; get the file again.")
+    return weights
+
+
+def _check(
+    tensors: Mapping[str, Tensor], finding: Finding, expected: Mapping[str, Tensor], length: int
+) -> None:
+    """Compare shapes and sizes before anything is copied."""
+    import torch
+
+    for ours, like in expected.items():
+        theirs = finding.names.get(ours)
+        if theirs is None:
+            if ours.rpartition(".")[2] == "weight" and like.ndim > 1:
+                raise CheckpointError(f"a weight for {ours} is missing; it is another network.")
+            continue
+        tensor = tensors[theirs]
+        if tensor.shape != like.shape:
+            have, need = (" x ".join(map(str, t.shape)) or "one" for t in (tensor, like))
+            raise CheckpointError(
+                f"{theirs} has {have} values where a valid U-Net of this depth has {need}; it is "
+                "another network."
+            )
+        floats = tensor.is_floating_point() or not like.is_floating_point()
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or not floats:
+            raise CheckpointError(f"{theirs} is not made of plain numbers; save it as float32.")
+        # A view can repeat one value for terabytes.
+        if tensor.numel() * tensor.element_size() > length:
+            raise CheckpointError(f"{theirs} claims more values than the file holds.")
