@@ -285,13 +285,13 @@ def test_settings_survive(dock: UNetDock, qtbot: Any, tmp_path: Path) -> None:
     dock.open_model(str(bright_model(tmp_path, "later")))
     dock.controls.output.value = "classes"
     dock.controls.tile_size.value = 256
-    dock.controls.keep_tiles.value = False
+    dock.controls.keep_tiles.value = True
     result_of(dock, qtbot)
     again = UNetDock(dock.viewer)
     qtbot.addWidget(again)
     assert again.controls.output.value == "classes"
     assert again.controls.tile_size.value == 256
-    assert again.controls.keep_tiles.value is False
+    assert again.controls.keep_tiles.value is True
     assert again.controls.model.native.currentText() == "later"
     stored = (tmp_path / "config" / "napari-valid-unet.yaml").read_text()
     assert "tile_size: 256" in stored

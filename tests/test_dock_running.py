@@ -37,6 +37,7 @@ STALL, ANSWER = 0.5, 1.5  # s
 def begun(dock: UNetDock, held: Held, qtbot: Any) -> UNetDock:
     """A run whose first tile of eight is on screen."""
     dock.viewer.add_image(bright_squares(), name="cells", scale=(0.5, 0.5))
+    dock.controls.keep_tiles.value = True
     dock.controls.button.native.click()
     qtbot.waitUntil(lambda: "1 of 8" in dock.controls.bar_text.text(), timeout=60_000)
     return dock
@@ -160,6 +161,25 @@ def test_cancel_answers_even_if_the_worker_does_not(
     begun.controls.button.native.click()
     assert finish(begun, qtbot).startswith("24 objects")
     assert len(labels_of(begun)) == 1
+
+
+def test_a_result_that_is_there_cannot_be_cancelled(
+    begun: UNetDock, held: Held, qtbot: Any
+) -> None:
+    held.gate.set()
+    qtbot.waitUntil(lambda: begun.session._words is not None, timeout=60_000)
+    begun.cancel()
+    assert finish(begun, qtbot).startswith("24 objects")
+    assert labels_of(begun)[0].data.max() == 24
+
+
+def test_cancel_before_it_began(dock: UNetDock, qtbot: Any) -> None:
+    dock.viewer.add_image(bright_squares(), name="cells")
+    dock.segment()
+    dock.cancel()
+    assert finish(dock, qtbot) == "Cancelled; nothing was added."
+    assert labels_of(dock) == []
+    assert not progress._all_instances
 
 
 def test_escape_cancels(begun: UNetDock, qtbot: Any) -> None:

@@ -146,7 +146,7 @@ class Controls(QWidget):
         )
         self.keep_tiles = CheckBox(
             text="keep tiles on cancel",
-            tooltip="After Cancel, make a result of the tiles that were finished. Default: on.",
+            tooltip="After Cancel, make a result of the tiles that were finished. Default: off.",
         )
         cast("QDoubleSpinBox", self.tile_size.native).setSpecialValueText("automatic")
 

@@ -66,7 +66,7 @@ class Choices:
     min_size: int | None = None
     fill_holes: bool = True
     rescale: bool = True
-    keep_tiles: bool = True
+    keep_tiles: bool = False
 
 
 @dataclass(frozen=True)

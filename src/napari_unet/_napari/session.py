@@ -56,10 +56,12 @@ class Session(QObject):
         self._preview: Preview | None = None
         self._activity: Any = None
         self._last: Update | None = None
+        self._words: str | None = None
         self.cancelling = False
         # One step at a time, so that the window is drawn in between.
         self._lay_out = self._timer(0, self._add_preview)
         self._launch = self._timer(_A_FRAME_MS, self._start_worker)
+        self._settle = self._timer(_A_FRAME_MS, self._finish)
         self._patience = self._timer(_PATIENCE_MS, self.drop)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         _warm_up()
@@ -107,6 +109,9 @@ class Session(QObject):
         if run is not None:
             # napari lets the event loop run in here, so nothing may be half done before it.
             self._open_activity(run.request.name)
+            if self._run is not run:
+                self._close_activity()
+                return
             # The collector would stop all threads for 200 ms at a time to go over what napari and
             # torch have made; frozen, it is left out until the run has ended.
             gc.freeze()
@@ -115,7 +120,7 @@ class Session(QObject):
     def cancel(self) -> bool:
         """Stop soon; True if what was finished is made into a result, which takes a moment."""
         run = self._run
-        if run is None:
+        if run is None or self._words is not None:
             return False
         if self.cancelling:
             self.drop()
@@ -132,10 +137,11 @@ class Session(QObject):
 
     def drop(self, words: str = "Cancelled; nothing was added.", *, failed: bool = False) -> None:
         """Stop now: nothing is added, whatever the worker still does."""
-        if self._run is None:
-            return
-        self._run.abandon()
-        self._close(words, failed=failed)
+        if self._words is not None:
+            self._finish()
+        elif self._run is not None:
+            self._run.abandon()
+            self._close(words, failed=failed)
 
     def close(self) -> None:
         """Stop for good, and say nothing: the dock is going away."""
@@ -171,10 +177,16 @@ class Session(QObject):
         # The delay keeps it off the terminal.
         self._activity = progress(total=0, desc=name, delay=1e-6)
 
+    def _close_activity(self) -> None:
+        activity, self._activity = self._activity, None
+        if activity is not None:
+            activity.close()
+
     def _on_end(self, outcome: Outcome) -> None:
         if isinstance(outcome, Finished):
             self._add(outcome.layers)
-            self._close(outcome.words, failed=False)
+            self._words = outcome.words
+            self._settle.start()
         elif isinstance(outcome, Failure):
             self._close(outcome.message, failed=True)
         else:
@@ -196,19 +208,22 @@ class Session(QObject):
         if maps:
             viewer.layers.selection.active = active
 
+    def _finish(self) -> None:
+        words, self._words = self._words, None
+        if words is not None:
+            self._close(words, failed=False)
+
     def _close(self, words: str, *, failed: bool) -> None:
-        for timer in (self._lay_out, self._launch, self._patience):
+        for timer in (self._lay_out, self._launch, self._settle, self._patience):
             timer.stop()
         self._run = self._image = None
         self.cancelling = False
         preview, self._preview = self._preview, None
         if preview is not None:
             preview.remove()
-        activity, self._activity = self._activity, None
         gc.unfreeze()
         self._ended(words, failed)
-        if activity is not None:
-            activity.close()
+        self._close_activity()
 
     def _on_layer_removed(self, event: Any) -> None:
         if self._image is not None and event.value is self._image:

@@ -30,7 +30,7 @@ class Saved:
     tile_size: int = 0
     fill_holes: bool = True
     rescale: bool = True
-    keep_tiles: bool = True
+    keep_tiles: bool = False
 
 
 class Settings:

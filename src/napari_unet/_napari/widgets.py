@@ -25,7 +25,7 @@ def combo_box(choices: Any, tooltip: str) -> ComboBox:
     box = ComboBox(choices=choices, tooltip=tooltip)
     native = cast("QComboBox", box.native)
     native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    native.setMinimumWidth(72)
+    native.setMinimumWidth(64)
     native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     return box
 
