@@ -109,6 +109,27 @@ def test_tiles_of_another_plane_stay_off_screen(dock: UNetDock, qtbot: Any) -> N
     assert preview.data.max() == 72
 
 
+@pytest.mark.parametrize("seen", ["plane", "turned", "upright", "volume", "hidden"])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_however_the_volume_is_seen(
+    dock: UNetDock, qtbot: Any, tmp_path: Any, seen: str, ndim: int
+) -> None:
+    dock.open_model(str(bright_model(tmp_path, "solid", config={"ndim": ndim})))
+    volume = np.stack([bright_squares((32, 48))] * 5)
+    dock.viewer.add_image(volume, name="volume")
+    dims = dock.viewer.dims
+    dims.ndisplay = 3 if seen == "volume" else 2
+    dims.order = {"turned": (0, 2, 1), "upright": (1, 0, 2)}.get(seen, (0, 1, 2))
+    dock.segment()
+    qtbot.waitUntil(lambda: bool(labels_of(dock)))
+    (layer,) = labels_of(dock)
+    layer.visible = seen != "hidden"
+    words = finish(dock, qtbot)
+    assert not dock.failed, words
+    np.testing.assert_array_equal(layer.data > 0, volume > 0.5)
+    assert layer.data.max() == (6 if ndim == 3 else 30)
+
+
 def test_cancel_keeps_what_is_finished(begun: UNetDock, qtbot: Any) -> None:
     begun.controls.button.native.click()
     assert begun.controls.bar_text.text() == "stopped; keeping the 1 finished tile"
