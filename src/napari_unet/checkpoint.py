@@ -41,6 +41,7 @@ __all__ = [
     "ClassInfo",
     "Model",
     "bundled_models",
+    "file_sha256",
     "find_checkpoint",
     "is_native",
     "load_model",
@@ -245,9 +246,13 @@ def load_model(
     with torch.device("meta"):
         network = UNet(card.config)
     network.load_state_dict(weights, assign=True)
+    return Model(card, network.eval(), path, file_sha256(path), origin)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file in hexadecimal, read piece by piece."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Model(card, network.eval(), path, digest, origin)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _native_weights(path: Path, card: Card) -> dict[str, Tensor]:

@@ -133,18 +133,11 @@ class Job:
 
     def whole_plan(self) -> TilePlan:
         """Plan the same region as one single tile."""
-        size = self.axes_size_for_whole()
-        return plan_tiles(self.grid.network, self.model.config.geometry, size, self.plan.region)
-
-    def axes_size_for_whole(self) -> tuple[int, ...]:
-        """Input that writes the whole region at once."""
         geometry, region = self.model.config.geometry, self.plan.region
-        extents = (
-            stop - start // stride * stride
-            for start, stop, stride in zip(region.start, region.stop, geometry.stride, strict=True)
-        )
-        up = (-(-e // s) * s for e, s in zip(extents, geometry.stride, strict=True))
-        return geometry.size_for(tuple(up))
+        # Up to a stride more on either side, for the grid; a plan takes off what is not needed.
+        extents = zip(region.shape, geometry.stride, strict=True)
+        size = geometry.size_for([extent + 2 * stride for extent, stride in extents])
+        return plan_tiles(self.grid.network, geometry, size, region)
 
     def report(self, seconds: float, tiles: int, objects: int, complete: bool) -> Report:
         """Tell what was done."""

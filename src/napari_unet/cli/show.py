@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from dataclasses import asdict
 from typing import Any
 
@@ -59,7 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _document(model: str, assume: dict[str, str]) -> dict[str, Any]:
     """Everything about a model, as JSON types."""
-    from napari_unet.checkpoint import find_checkpoint, is_native, load_model, read_card
+    from napari_unet.checkpoint import (
+        file_sha256,
+        find_checkpoint,
+        is_native,
+        load_model,
+        read_card,
+    )
 
     path = find_checkpoint(model)
     origin = None
@@ -69,14 +74,13 @@ def _document(model: str, assume: dict[str, str]) -> dict[str, Any]:
         load_segmentation()  # says what to do where PyTorch is missing
         loaded = load_model(path, assume=assume)
         card, origin = loaded.card, loaded.origin
-    content = path.read_bytes()
     config, geometry = card.config, card.config.geometry
     return {
         "name": card.name,
         "description": card.describe(),
         "path": str(path),
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
         "parameters": config.n_parameters,
         "stride": list(geometry.stride),
         "halo": list(geometry.halo),
