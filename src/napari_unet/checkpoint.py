@@ -19,6 +19,7 @@ import importlib.resources
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from napari_unet.atomic import replacing_file
 from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
-from napari_unet.importers import Origin, import_checkpoint, is_pytorch
+from napari_unet.importers import Origin, import_checkpoint, is_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +51,8 @@ __all__ = [
 ]
 
 _KEY = "valid-unet"
-# What files that are no safetensors begin with, to say what was picked by mistake.
-_SIGNATURES = (
-    (b"\x89HDF\r\n", "an HDF5 file (Keras and Caffe write such files)"),
-    (b"II*\x00", "a TIFF image"),
-    (b"MM\x00*", "a TIFF image"),
-    (b"\x89PNG", "a PNG image"),
-)
+_PACKAGES = ("rdf.yaml", "bioimageio.yaml")
+_MOST_FILES = 1000
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     if str(name) in bundled:
         return bundled[str(name)]
     path = Path(name).expanduser()
-    if not path.is_file():
+    if not path.is_file() and not any((path / package).is_file() for package in _PACKAGES):
         raise CheckpointError(
             f"There is no checkpoint {str(name)!r}; give the path of a checkpoint file or one "
             f"of the bundled models: {', '.join(bundled) or 'none'}."
@@ -115,37 +111,24 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     return path
 
 
-def read_card(name: str | os.PathLike[str]) -> Card:
-    """Read what a checkpoint is, without its weights and without torch.
+def read_card(name: str | os.PathLike[str], *, assume: Mapping[str, object] | None = None) -> Card:
+    """Read what a checkpoint is; of a native one without its weights and without torch.
 
     Parameters
     ----------
     name : str or path
         A bundled model's name, or a file.
+    assume : mapping, optional
+        What an imported file does not say; see `load_model`.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, no checkpoint of this package, damaged or contradicts itself.
+        If the file is missing, no checkpoint, damaged or contradicts itself.
     """
     path = find_checkpoint(name)
-    text = None if _is_pytorch(path) else _description(path)
-    if text is None:
-        raise CheckpointError(
-            f"{path.name} {_why_no_card(path)}; make a checkpoint that opens with "
-            f"`valid-unet convert {path.name} {path.stem}-native.safetensors`."
-        )
-    return _checked_card(path, text)
-
-
-def _why_no_card(path: Path) -> str:
-    """Say what a file is that may hold weights but does not describe them."""
-    if not _is_pytorch(path):
-        return "does not say which network its weights belong to"
-    with path.open("rb") as file:
-        if file.read(1) == b"P":
-            return "is a zip archive, as PyTorch writes it, that does not describe its network"
-    return "is a Python pickle, which could run code and is not opened here"
+    text = _description(path)
+    return import_checkpoint(path, assume).card if text is None else _checked_card(path, text)
 
 
 def is_native(path: Path) -> bool:
@@ -156,19 +139,14 @@ def is_native(path: Path) -> bool:
     CheckpointError
         If it cannot be read.
     """
-    return not _is_pytorch(path) and _description(path) is not None
-
-
-def _is_pytorch(path: Path) -> bool:
-    try:
-        return is_pytorch(path)
-    except OSError as error:
-        raise CheckpointError(_not_a_checkpoint(path)) from error
+    return _description(path) is not None
 
 
 def _description(path: Path) -> str | None:
-    """Return the card's text, or None in a safetensors file of another program."""
+    """Return the card's text, or None in a file of another program."""
     try:
+        if not is_safetensors(path):
+            return None
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
@@ -201,7 +179,7 @@ def _checked_card(path: Path, text: str) -> Card:
 def load_model(
     name: str | os.PathLike[str] | Model, *, assume: Mapping[str, object] | None = None
 ) -> Model:
-    """Load a checkpoint: a native one, a PyTorch file, or plain safetensors.
+    """Load a checkpoint: a native one, or one of the formats that `napari_unet.importers` reads.
 
     Parameters
     ----------
@@ -250,9 +228,21 @@ def load_model(
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file in hexadecimal, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash of a file in hexadecimal, read piece by piece; of a folder, of all its files.
+
+    Raises
+    ------
+    CheckpointError
+        If a folder holds far more than a package does.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    parts = sorted(islice((p for p in path.rglob("*") if p.is_file()), _MOST_FILES + 1))
+    if len(parts) > _MOST_FILES:
+        raise CheckpointError(f"{path.name} is a folder of too many files to be one package.")
+    lines = (f"{part.relative_to(path).as_posix()} {file_sha256(part)}\n" for part in parts)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _native_weights(path: Path, card: Card) -> dict[str, Tensor]:
@@ -325,15 +315,9 @@ def save_model(
 
 
 def _not_a_checkpoint(path: Path) -> str:
-    """Say what a file is that is not a readable checkpoint."""
+    """Say what is wrong with a file that begins like safetensors."""
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
+        path.open("rb").close()
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror}); check the file."
-    for signature, what in _SIGNATURES:
-        if start.startswith(signature):
-            return f"{path.name} is {what}; give a .safetensors or PyTorch checkpoint."
-    if not start:
-        return f"{path.name} is empty; give a .safetensors or PyTorch checkpoint."
     return f"{path.name} is not a readable .safetensors checkpoint, or is cut short; get it again."

@@ -18,6 +18,7 @@ Norm = Literal["none", "batch"]
 NormOrder = Literal["norm-act", "act-norm"]
 Up = Literal["upconv", "nearest", "linear"]
 Concat = Literal["skip-up", "up-skip"]
+Padding = Literal["valid", "same"]
 
 # Larger than any network in use; a file that asks for more is broken or hostile.
 _MOST_CHANNELS = 1 << 16
@@ -64,6 +65,9 @@ class UNetConfig:
         Which comes first when encoder and decoder maps are concatenated.
     dropout : float
         Share of the channels' values dropped, while training, after the last two encoder levels.
+    padding : {"valid", "same"}
+        Whether convolutions are padded with zeros to keep the size. Only other people's
+        checkpoints are ``"same"``.
 
     Raises
     ------
@@ -86,6 +90,7 @@ class UNetConfig:
     up_widths: tuple[int, ...] = field(default=())
     concat: Concat = "skip-up"
     dropout: float = 0.0
+    padding: Padding = "valid"
 
     def __post_init__(self) -> None:
         _check_integer("ndim", self.ndim, 2, 3)
@@ -103,6 +108,7 @@ class UNetConfig:
         for name, kinds in (("norm", Norm), ("norm_order", NormOrder), ("up", Up)):
             _check_choice(name, getattr(self, name), get_args(kinds))
         _check_choice("concat", self.concat, get_args(Concat))
+        _check_choice("padding", self.padding, get_args(Padding))
         for name in ("slope", "dropout"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -140,7 +146,9 @@ class UNetConfig:
     @cached_property
     def geometry(self) -> Geometry:
         """Stride, halo and admissible sizes."""
-        return Geometry.of(self.kernels, self.pools, linear_up=self.up == "linear")
+        return Geometry.of(
+            self.kernels, self.pools, linear_up=self.up == "linear", same=self.padding == "same"
+        )
 
     @cached_property
     def n_parameters(self) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import ceil, prod
 
 from napari_unet.errors import GeometryError
 
@@ -42,11 +42,16 @@ class AxisGeometry:
         Whether up-sampling interpolates linearly. Interpolation looks past a tile's edge, where
         it can only repeat the last pixel: the outermost outputs then differ from those of the
         whole image, and the halo grows by that many pixels (`trim`).
+    same : bool
+        Whether convolutions are padded, so that the output is as large as the input. Its
+        outermost pixels have seen the padding; they are not kept either, which makes the rest as
+        exact as that of a valid network.
     """
 
     kernels: tuple[int, ...]
     pools: tuple[int, ...]
     linear_up: bool = False
+    same: bool = False
 
     @property
     def depth(self) -> int:
@@ -69,17 +74,36 @@ class AxisGeometry:
     @cached_property
     def loss(self) -> int:
         """Pixels between input and output size (184 for the paper's network)."""
+        if self.same:
+            return 0
         bottleneck = 2 * (self.kernels[self.depth] - 1) * self.stride
         return 2 * self._encoder_loss + bottleneck
 
     @cached_property
     def trim(self) -> int:
-        """Outputs per side that a linear up-sampling spoils at a tile's edge (0 without it)."""
+        """Outputs per side that padding or linear up-sampling spoils at a tile's edge."""
+        if self.same:
+            # Whole strides: reads then start on the pooling grid of the image itself.
+            return ceil(self._padded_reach / self.stride) * self.stride
         spoilt = 0
         if self.linear_up:
             for pool in reversed(self.pools):
                 spoilt = spoilt * pool + pool // 2
         return spoilt
+
+    @cached_property
+    def _padded_reach(self) -> int:
+        """Outputs per side that depend on what padded convolutions find beyond the edge."""
+        reach = self.kernels[0] - 1
+        levels = [reach]
+        for level, pool in enumerate(self.pools, start=1):
+            reach = ceil(reach / pool) + self.kernels[level] - 1
+            levels.append(reach)
+        for level in reversed(range(self.depth)):
+            pool = self.pools[level]
+            reach = reach * pool + (pool // 2 if self.linear_up else 0)
+            reach = max(reach, levels[level]) + self.kernels[level] - 1
+        return reach
 
     @cached_property
     def halo(self) -> int:
@@ -94,6 +118,8 @@ class AxisGeometry:
     @cached_property
     def smallest(self) -> int:
         """The smallest admissible input (188 for the paper's network)."""
+        if self.same:
+            return 2 * self.trim + self.stride
         bottleneck = 2 * (self.kernels[self.depth] - 1) + 1
         # The decoder loses as much again as the encoder, and one pixel has to be left to write.
         needed = self._encoder_loss + 1 + 2 * self.trim
@@ -164,13 +190,14 @@ class Geometry:
         pools: Sequence[Sequence[int]],
         *,
         linear_up: bool = False,
+        same: bool = False,
     ) -> Geometry:
         """Build from kernels per level and axis and poolings per level and axis."""
         axes = zip(*kernels, strict=True)
         factors = list(zip(*pools, strict=True)) or [()] * len(kernels[0])
         return cls(
             tuple(
-                AxisGeometry(tuple(k), tuple(p), linear_up)
+                AxisGeometry(tuple(k), tuple(p), linear_up, same)
                 for k, p in zip(axes, factors, strict=True)
             )
         )

@@ -53,13 +53,14 @@ def crop_skip(skip: Tensor, like: Tensor) -> Tensor:
 
 
 class _Block(nn.Sequential):
-    """Two unpadded convolutions, each with its activation and normalisation."""
+    """Two convolutions (unpadded if valid), each with its activation and normalisation."""
 
     def __init__(self, config: UNetConfig, inputs: int, level: int) -> None:
         width, kernel = config.widths[level], config.kernels[level]
         layers: list[nn.Module] = []
         for channels in (inputs, width):
-            layers.append(_CONV[config.ndim](channels, width, kernel))
+            padding = tuple(k // 2 for k in kernel) if config.padding == "same" else 0
+            layers.append(_CONV[config.ndim](channels, width, kernel, padding=padding))
             layers += _tail(config, width, activation=True, norm=config.norm == "batch")
         super().__init__(*layers)
 

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 from napari_unet.card import Card
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.detective import examine
+from napari_unet.importers.formats import SUFFIXES, is_safetensors, reader_of
 from napari_unet.importers.origin import CHOICES, Origin
-from napari_unet.importers.weights import fitted_weights, natural_order, unwrap
+from napari_unet.importers.weights import fitted_weights, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CHOICES", "Imported", "Origin", "import_checkpoint", "is_pytorch"]
-
-_PICKLES = (b"PK\x03\x04", b"\x80")
-_SUFFIXES = (".pt", ".pth", ".ckpt")
+__all__ = ["CHOICES", "SUFFIXES", "Imported", "Origin", "import_checkpoint", "is_safetensors"]
 
 
 @dataclass(frozen=True)
@@ -44,23 +42,14 @@ class Imported:
     origin: Origin
 
 
-def is_pytorch(path: Path) -> bool:
-    """Whether a file is a PyTorch pickle, by its first bytes or else by its name."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    # The length of a safetensors header, eight bytes, can look like the start of a pickle.
-    if start[4:] == b"\0\0\0\0{":
-        return False
-    return start.startswith(_PICKLES) or path.suffix.lower() in _SUFFIXES
-
-
 def import_checkpoint(path: Path, assume: Mapping[str, object] | None = None) -> Imported:
     """Open a checkpoint that this package did not write.
 
     Parameters
     ----------
     path : Path
-        A PyTorch file, or a safetensors file without a description.
+        A file of any format of `napari_unet.importers.formats`, or the folder of an unpacked
+        bioimage.io package.
     assume : mapping, optional
         What the file does not say; `CHOICES` names the keys and values.
 
@@ -71,29 +60,28 @@ def import_checkpoint(path: Path, assume: Mapping[str, object] | None = None) ->
     OptionError
         If an assumption is none of the choices, or no open question of this file.
     """
-    if is_pytorch(path):
-        from napari_unet.importers.pickles import read_pickle
-
-        tensors, kind, ordered = read_pickle(path), "PyTorch state dict", True
-    else:
-        from napari_unet.importers.tensors import read_safetensors
-
-        # The names of a safetensors file come sorted.
-        found = read_safetensors(path)
-        tensors = {key: found[key] for key in natural_order(found)}
-        kind, ordered = "plain safetensors", False
-    tensors, outside = unwrap(tensors)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     try:
-        finding = examine(shapes, assume, kind=kind, ordered=ordered)
-        weights = fitted_weights(tensors, finding, path.stat().st_size)
+        reading = reader_of(path)(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read ({error.strerror or error}); check the file."
+        ) from error
+    outside: tuple[str, ...] = ()
+    if reading.layout is None:
+        tensors, outside = unwrap(reading.tensors)
+        reading = replace(reading, tensors=tensors)
+    try:
+        finding = examine(reading, assume)
+        weights = fitted_weights(reading.tensors, finding)
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     origin = replace(finding.origin, ignored=(*finding.origin.ignored, *outside))
     card = Card(
-        name=path.stem[:200] or "imported",
+        name=(reading.name or path.stem)[:200] or "imported",
         config=finding.config,
         normalisation=finding.normalisation,
-        provenance=origin.provenance(),
+        classes=finding.classes,
+        spacing=reading.spacing,
+        provenance={**reading.notes, **origin.provenance()},
     )
     return Imported(card, weights, origin)

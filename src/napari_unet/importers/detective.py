@@ -6,16 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from napari_unet.card import ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
 from napari_unet.importers.graph import match_graph
 from napari_unet.importers.layouts import Layout, Shape, Unit, find_layout
 from napari_unet.importers.origin import Origin, check_assumptions
+from napari_unet.importers.reading import Reading
+from napari_unet.importers.roles import classes_with_roles, habitual_roles
 from napari_unet.intensity import Normalisation
 
 __all__ = ["Finding", "examine"]
 
 _STATISTICS = ("weight", "bias", "running_mean", "running_var")
+# What a person may know better even where the file says something.
+_CHANGEABLE = ("normalisation", "shift", "foreground", "contour")
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class Finding:
     config : UNetConfig
         The network.
     normalisation : Normalisation
-        Assumed, or as given.
+        Read, assumed, or as given.
+    classes : tuple of ClassInfo
+        Of the output, with what each means.
     names : mapping of str to str
         For each of our network's weights the file's; a bias or statistic that the file lacks is
         left out.
@@ -37,29 +44,20 @@ class Finding:
 
     config: UNetConfig
     normalisation: Normalisation
+    classes: tuple[ClassInfo, ...]
     names: Mapping[str, str]
     origin: Origin
 
 
-def examine(
-    shapes: Mapping[str, Shape],
-    assume: Mapping[str, object] | None = None,
-    *,
-    kind: str = "state dict",
-    ordered: bool = True,
-) -> Finding:
+def examine(reading: Reading, assume: Mapping[str, object] | None = None) -> Finding:
     """Recognise a network.
 
     Parameters
     ----------
-    shapes : mapping of str to tuple of int
-        Of a state dict without wrappers.
+    reading : Reading
+        A file's weights without wrappers, and what else it says.
     assume : mapping
         What the person knows; see `check_assumptions`.
-    kind : str
-        Of the file, for the report.
-    ordered : bool
-        Whether the names are in the order in which the modules were made.
 
     Raises
     ------
@@ -69,7 +67,8 @@ def examine(
         If an assumption is none, or the file itself contradicts it.
     """
     given = check_assumptions(assume or {})
-    layout = find_layout(shapes) or match_graph(shapes, ordered=ordered)
+    shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
+    layout = reading.layout or find_layout(shapes) or match_graph(shapes, ordered=reading.ordered)
     units = _units(layout)
     _check_blocks(layout, units)
     norm = _norm(layout, units, shapes)
@@ -78,30 +77,34 @@ def examine(
     up_norm = bool(layout.up) and layout.up[0].norm is not None
     inferred = {"up-sampling": "interpolation" if interpolated else "up-convolution"}
     inferred |= _positions(layout)
-    open_questions = _open_questions(layout, norm, interpolated, inferred)
-    if odd := [key for key in given if key not in open_questions]:
+    asked = _open_questions(layout, norm, interpolated, reading)
+    # What the file says itself comes first, then what its names tell, then habit.
+    said = {key: value for key, value in _said(reading, asked).items() if key in asked}
+    told = {key: value for key, value in inferred.items() if key not in said}
+    questions = {k: v for k, v in asked.items() if k not in said and k not in told}
+    if odd := [key for key in given if key not in questions and key not in _CHANGEABLE]:
         raise OptionError(
-            f"{odd[0]} is no open question of this file; open are {', '.join(open_questions)}."
+            f"{odd[0]} is no open question of this file; open are {', '.join(questions)}."
         )
-    facts = {**inferred, **open_questions, **given}
-    _check_padding(layout, given)
+    facts = {**asked, **told, **said, **given}
     config = _config(read, {"norm": norm, **facts}, interpolated=interpolated, up_norm=up_norm)
     names = _names(config, units)
-    normalisation = Normalisation.from_dict(
-        {"kind": facts["normalisation"], "shift": float(facts["shift"])}
-    )
     return Finding(
         config,
-        normalisation,
+        _normalisation(reading, layout.family.normalisation, facts),
+        classes_with_roles(
+            config.n_classes, facts["foreground"], facts["contour"], reading.classes
+        ),
         _renamed(config, names, shapes, layout.unused),
         Origin(
-            format=kind,
+            format=reading.kind,
             family=layout.family.name,
-            read=_told(config, up_norm=up_norm),
-            inferred=inferred,
-            assumed={key: value for key, value in open_questions.items() if key not in given},
+            read={**_told(config, up_norm=up_norm), **said},
+            inferred=told,
+            assumed={key: value for key, value in questions.items() if key not in given},
             given=given,
             ignored=layout.unused,
+            warnings=(*reading.warnings, *_border_warning(layout, facts)),
         ),
     )
 
@@ -177,7 +180,7 @@ def _read(layout: Layout) -> dict[str, Any]:
     """What shapes alone say, as fields of the configuration."""
     dims = len(layout.head.shape) - 2
     # An interpolation has no weights; its factor is 2 in every family.
-    pools = [u.shape[2:] if u.is_up else (2,) * dims for u in layout.up]
+    pools = layout.pools or [u.shape[2:] if u.is_up else (2,) * dims for u in layout.up]
     return {
         "in_channels": layout.down[0][0].shape[1],
         "n_classes": layout.head.shape[0],
@@ -204,6 +207,7 @@ def _config(
                 "up_activation": facts.get("up-activation") == "yes",
                 "up_norm": up_norm,
                 "concat": facts.get("order", "skip-up"),
+                "padding": facts["padding"],
             }
         )
     except OptionError as error:
@@ -224,31 +228,61 @@ def _positions(layout: Layout) -> dict[str, str]:
 
 
 def _open_questions(
-    layout: Layout, norm: str, interpolated: bool, inferred: Mapping[str, str]
+    layout: Layout, norm: str, interpolated: bool, reading: Reading
 ) -> dict[str, str]:
     """What weights cannot say, with the family's habit."""
     family = layout.family
     found = {"padding": family.padding}
     if layout.up:
-        found["order"] = family.order
-    if layout.up and "up-activation" not in inferred:
-        found["up-activation"] = family.up_activation
+        found |= {"order": family.order, "up-activation": family.up_activation}
     if interpolated:
         found["up"] = family.up
-    if norm == "batch" and "norm-order" not in inferred:
+    if norm == "batch":
         found["norm-order"] = family.norm_order
-    default = Normalisation()
-    return {**found, "slope": "0", "normalisation": default.kind, "shift": f"{default.shift:g}"}
+    normalisation = reading.normalisation or family.normalisation
+    found |= {
+        "slope": family.slope,
+        "normalisation": normalisation.kind,
+        "shift": f"{normalisation.shift:g}",
+        **habitual_roles(layout.head.shape[0]),
+    }
+    for role in ("foreground", "contour") if reading.classes else ():
+        numbers = [str(n) for n, info in enumerate(reading.classes) if info.role == role]
+        found[role] = "+".join(numbers) or "none"
+    return found
 
 
-def _check_padding(layout: Layout, given: Mapping[str, str]) -> None:
-    """Refuse what is not valid: its borders would come out wrong without a word."""
-    if given.get("padding", layout.family.padding) == "same":
-        raise CheckpointError(
-            f"This is a U-Net with padded (same) convolutions ({layout.family.name}), which cannot "
-            "be run yet; to run it as valid, with borders other than in its training, assume "
-            "padding=valid."
+def _said(reading: Reading, asked: Mapping[str, str]) -> dict[str, str]:
+    """What the file itself says of what weights cannot."""
+    keys = [
+        *(("normalisation", "shift") if reading.normalisation else ()),
+        *(("foreground", "contour") if reading.classes else ()),
+    ]
+    return {**{key: asked[key] for key in keys}, **reading.facts}
+
+
+def _normalisation(
+    reading: Reading, habit: Normalisation, facts: Mapping[str, str]
+) -> Normalisation:
+    """Return the file's own, or the family's, with what the person said instead."""
+    base = (reading.normalisation or habit).to_dict()
+    changed = {"kind": facts["normalisation"], "shift": float(facts["shift"])}
+    return Normalisation.from_dict({**base, **changed})
+
+
+def _border_warning(layout: Layout, facts: Mapping[str, str]) -> tuple[str, ...]:
+    """Say how the borders of the image come out where a network was trained with padding."""
+    if facts["padding"] == "same":
+        return (
+            "Its convolutions are padded: within a tile's halo of the image's edge mirrored "
+            "pixels stand in for the zeros it was trained with.",
         )
+    if layout.family.padding == "same":
+        return (
+            "It was trained with padded convolutions and is run as a valid network: borders "
+            "differ from its training.",
+        )
+    return ()
 
 
 def _names(

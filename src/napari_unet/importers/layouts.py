@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from napari_unet.errors import CheckpointError
+from napari_unet.intensity import Normalisation
 
 __all__ = ["FAMILIES", "Family", "Layout", "Unit", "find_layout", "modules_of"]
 
@@ -51,8 +52,10 @@ class Family:
         `part` is down, merge, up or head; `level` stands in where the expression has none.
     ascending : bool
         Whether the decoder is counted from the top.
-    padding, order, norm_order, up_activation, up : str
+    padding, order, norm_order, up_activation, up, slope : str
         What is assumed if nobody says otherwise.
+    normalisation : Normalisation
+        Of the images, likewise.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Family:
     norm_order: str = "norm-act"
     up_activation: str = "no"
     up: str = "linear"
+    slope: str = "0"
+    normalisation: Normalisation = field(default_factory=Normalisation)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Layout:
         The last 1x1 convolution.
     unused : tuple of str
         Modules that the family registers but does not run.
+    pools : tuple of tuple of int
+        Factor per pooling and axis, where they are known: only up-convolutions show them.
     """
 
     family: Family
@@ -89,6 +96,7 @@ class Layout:
     up: tuple[Unit, ...]
     head: Unit
     unused: tuple[str, ...] = field(default=())
+    pools: tuple[tuple[int, ...], ...] = field(default=())
 
 
 FAMILIES = (
@@ -226,8 +234,8 @@ def _layout(family: Family, modules: Mapping[str, Shape], known: Mapping[str, _P
             blocks.get(part, []).reverse()
     if family.name.startswith("milesial") and "up" not in blocks:
         raise CheckpointError(
-            "This is a milesial/Pytorch-UNet with bilinear up-sampling, whose convolutions are "
-            "padded (same); only valid U-Nets are run so far."
+            "This is a milesial/Pytorch-UNet with bilinear up-sampling, which aligns the corners "
+            "of every tile and so cannot be run tile by tile; train it with bilinear=False."
         )
     unused = [unit for units in blocks.get("up", []) for unit in units[1:] if units[0].is_up]
     ups: list[Unit] = []

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
-from napari_unet.config import Concat, NormOrder
+from napari_unet.config import Concat, NormOrder, Padding
 from napari_unet.errors import OptionError
 from napari_unet.intensity import Kind
 
 __all__ = ["CHOICES", "Origin", "check_assumptions"]
 
-# What weights cannot say. A slope and a shift are numbers, the others one of these words.
+# What weights cannot say: one of these words, or a number (slope, shift), or numbers of classes.
 CHOICES: dict[str, tuple[str, ...]] = {
-    "padding": ("valid", "same"),
+    "padding": get_args(Padding),
     "order": get_args(Concat),
     "norm-order": get_args(NormOrder),
     "up": ("nearest", "linear"),
@@ -23,6 +23,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "slope": (),
     "normalisation": get_args(Kind),
     "shift": (),
+    "foreground": (),
+    "contour": (),
 }
 
 
@@ -46,6 +48,8 @@ class Origin:
         What the person said instead.
     ignored : tuple of str
         Weights that the network does not use.
+    warnings : tuple of str
+        Sentences about results that differ from those of the program that wrote the file.
     """
 
     format: str
@@ -55,10 +59,12 @@ class Origin:
     assumed: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {**asdict(self), "ignored": list(self.ignored)}
+        lists = {"ignored": list(self.ignored), "warnings": list(self.warnings)}
+        return {**asdict(self), **lists}
 
     def provenance(self) -> dict[str, str]:
         """Return the same as texts by heading, as a card holds them."""
@@ -70,6 +76,8 @@ class Origin:
             shown = ", ".join(self.ignored[:4])
             more = len(self.ignored) - 4
             texts["not used"] = shown + (f" and {more} more" if more > 0 else "")
+        if self.warnings:
+            texts["warnings"] = " ".join(self.warnings)
         return texts
 
 
@@ -95,10 +103,22 @@ def check_assumptions(assume: Mapping[str, object]) -> dict[str, str]:
         text = words[value] if isinstance(value, bool) else str(value)
         if CHOICES[key] and text not in CHOICES[key]:
             raise OptionError(f"{key} must be one of {', '.join(CHOICES[key])}, not {text!r}.")
-        if not CHOICES[key]:
+        if key in ("foreground", "contour"):
+            text = _class_numbers(key, text)
+        elif not CHOICES[key]:
             text = _number(key, text)
         found[key] = text
     return found
+
+
+def _class_numbers(key: str, text: str) -> str:
+    """Read ``1`` or ``1+2``; a contour can be ``none``."""
+    if key == "contour" and text == "none":
+        return text
+    parts = text.split("+")
+    if not all(part.isdecimal() and len(part) <= 5 for part in parts):
+        raise OptionError(f"{key} must be numbers of classes, such as 1 or 1+2, not {text!r}.")
+    return "+".join(str(number) for number in sorted({int(part) for part in parts}))
 
 
 def _number(key: str, text: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.pickle_scan import Scan, scan_pickle
+from napari_unet.importers.reading import Reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ _CHUNK = 1 << 22
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 
 
-def read_pickle(path: Path) -> dict[str, Tensor]:
+def read_pickle(path: Path) -> Reading:
     """Read the state dict of a PyTorch file.
 
     Parameters
@@ -36,8 +37,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
 
     Returns
     -------
-    dict of str to Tensor
-        In the order of the file; views of the file where possible.
+    Reading
+        Its tensors are in the order of the file, and views of it where possible.
 
     Raises
     ------
@@ -72,7 +73,12 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         )
     if sum(scan.storages.values()) > length:
         raise CheckpointError(f"{path.name} claims more weights than it holds; get it again.")
-    return _state_dict(_load(path, mmap=is_zip), path.name)
+    tensors = _state_dict(_load(path, mmap=is_zip), path.name)
+    for name, tensor in tensors.items():
+        # A view can repeat one value for terabytes.
+        if tensor.numel() * tensor.element_size() > length:
+            raise CheckpointError(f"{path.name}: {name} claims more values than the file holds.")
+    return Reading("PyTorch state dict", tensors)
 
 
 def _check_torch() -> None:
@@ -158,10 +164,8 @@ def _other_archive(names: list[str]) -> str:
     """Say what a zip archive without a state dict is."""
     last = {name.rpartition("/")[2] for name in names}
     if "model.weights.h5" in last:
-        return "it is a Keras model, which cannot be opened yet."
-    if last & {"rdf.yaml", "bioimageio.yaml"}:
-        return "it is a bioimage.io package, which cannot be opened yet."
-    return "the zip archive is not a PyTorch file; give a .pt, .pth or .ckpt."
+        return "it is a Keras model without its config.json; save the model again."
+    return "the zip archive is no checkpoint; give PyTorch's, Keras's or a bioimage.io package."
 
 
 def _scan_legacy(file: Any) -> Scan:

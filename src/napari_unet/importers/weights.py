@@ -58,9 +58,7 @@ def natural_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=key)
 
 
-def fitted_weights(
-    tensors: Mapping[str, Tensor], finding: Finding, length: int
-) -> dict[str, Tensor]:
+def fitted_weights(tensors: Mapping[str, Tensor], finding: Finding) -> dict[str, Tensor]:
     """Copy weights under the names of our network, as float32.
 
     Parameters
@@ -69,8 +67,6 @@ def fitted_weights(
         Of the file.
     finding : Finding
         Which of them is which.
-    length : int
-        Of the file in bytes: what cannot be in it is not copied.
 
     Raises
     ------
@@ -83,7 +79,7 @@ def fitted_weights(
 
     with torch.device("meta"):
         expected = UNet(finding.config).state_dict()
-    _check(tensors, finding, expected, length)
+    _check(tensors, finding, expected)
     weights: dict[str, Tensor] = {}
     for ours, like in expected.items():
         theirs = finding.names.get(ours)
@@ -100,9 +96,7 @@ def fitted_weights(
     return weights
 
 
-def _check(
-    tensors: Mapping[str, Tensor], finding: Finding, expected: Mapping[str, Tensor], length: int
-) -> None:
+def _check(tensors: Mapping[str, Tensor], finding: Finding, expected: Mapping[str, Tensor]) -> None:
     """Compare shapes and sizes before anything is copied."""
     import torch
 
@@ -122,6 +116,3 @@ def _check(
         floats = tensor.is_floating_point() or not like.is_floating_point()
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex() or not floats:
             raise CheckpointError(f"{theirs} is not made of plain numbers; save it as float32.")
-        # A view can repeat one value for terabytes.
-        if tensor.numel() * tensor.element_size() > length:
-            raise CheckpointError(f"{theirs} claims more values than the file holds.")
