@@ -38,11 +38,11 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class JvBlock(nn.Module):
-    def __init__(self, inputs: int, width: int, batch_norm: bool) -> None:
+    def __init__(self, inputs: int, width: int, batch_norm: bool, padding: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for channels in (inputs, width):
-            layers += [nn.Conv2d(channels, width, 3), nn.ReLU()]
+            layers += [nn.Conv2d(channels, width, 3, padding=padding), nn.ReLU()]
             layers += [nn.BatchNorm2d(width)] if batch_norm else []
         self.block = nn.Sequential(*layers)
 
@@ -51,7 +51,9 @@ class JvBlock(nn.Module):
 
 
 class JvUp(nn.Module):
-    def __init__(self, inputs: int, width: int, up_mode: str, batch_norm: bool) -> None:
+    def __init__(
+        self, inputs: int, width: int, up_mode: str, batch_norm: bool, padding: int
+    ) -> None:
         super().__init__()
         self.up: nn.Module = (
             nn.ConvTranspose2d(inputs, width, 2, stride=2)
@@ -60,7 +62,7 @@ class JvUp(nn.Module):
                 nn.Upsample(mode="bilinear", scale_factor=2), nn.Conv2d(inputs, width, 1)
             )
         )
-        self.conv_block = JvBlock(inputs, width, batch_norm)
+        self.conv_block = JvBlock(inputs, width, batch_norm, padding)
 
 
 class Jvanvugt(nn.Module):
@@ -74,15 +76,16 @@ class Jvanvugt(nn.Module):
         wf: int = 2,
         batch_norm: bool = False,
         up_mode: str = "upconv",
+        padding: int = 0,
     ) -> None:
         super().__init__()
         widths = [2 ** (wf + level) for level in range(depth)]
         inputs = [channels, *widths]
         self.down_path = nn.ModuleList(
-            JvBlock(inputs[level], widths[level], batch_norm) for level in range(depth)
+            JvBlock(inputs[level], widths[level], batch_norm, padding) for level in range(depth)
         )
         self.up_path = nn.ModuleList(
-            JvUp(widths[level + 1], widths[level], up_mode, batch_norm)
+            JvUp(widths[level + 1], widths[level], up_mode, batch_norm, padding)
             for level in reversed(range(depth - 1))
         )
         self.last = nn.Conv2d(widths[0], classes, 1)
@@ -190,6 +193,7 @@ class Johschmidt42(nn.Module):
         norm: bool = True,
         dim: int = 2,
         mode: str = "transposed",
+        padding: int = 0,
     ) -> None:
         super().__init__()
         widths = [start * 2**level for level in range(n_blocks)]
@@ -198,10 +202,10 @@ class Johschmidt42(nn.Module):
         # Its own code registers the head before the blocks.
         self.conv_final = CONV[dim](widths[0], classes, 1)
         self.down_blocks = nn.ModuleList(
-            JoDown(inputs[level], widths[level], norm, dim, 0) for level in range(n_blocks)
+            JoDown(inputs[level], widths[level], norm, dim, padding) for level in range(n_blocks)
         )
         self.up_blocks = nn.ModuleList(
-            JoUp(widths[level + 1], widths[level], norm, dim, 0, mode)
+            JoUp(widths[level + 1], widths[level], norm, dim, padding, mode)
             for level in reversed(range(n_blocks - 1))
         )
 
@@ -249,17 +253,30 @@ class MiOut(nn.Module):
 
 
 class Milesial(nn.Module):
-    """Names only: padded convolutions are not run yet."""
+    """Padded; concatenates [skip, up]; convolutions without bias, batch norm before the ReLU."""
 
-    def __init__(self, bilinear: bool = False, start: int = 2) -> None:
+    def __init__(self, bilinear: bool = False, start: int = 2, depth: int = 4) -> None:
         super().__init__()
-        widths = [start * 2**level for level in range(5)]
+        self.depth = depth
+        widths = [start * 2**level for level in range(depth + 1)]
         self.inc = MiDouble(1, widths[0])
-        for level in range(1, 5):
+        for level in range(1, depth + 1):
             setattr(self, f"down{level}", MiDown(widths[level - 1], widths[level]))
-        for number, level in enumerate(reversed(range(4)), 1):
+        for number, level in enumerate(reversed(range(depth)), 1):
             setattr(self, f"up{number}", MiUp(widths[level + 1], widths[level], bilinear))
         self.outc = MiOut(widths[0], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inc.double_conv(x)
+        skips = []
+        for level in range(1, self.depth + 1):
+            skips.append(x)
+            pool, block = getattr(self, f"down{level}").maxpool_conv
+            x = block.double_conv(pool(x))
+        for number in range(1, self.depth + 1):
+            up = getattr(self, f"up{number}")
+            x = up.conv.double_conv(torch.cat([skips.pop(), up.up(x)], 1))
+        return self.outc.conv(x)
 
 
 class LaDouble(nn.Module):
@@ -267,6 +284,9 @@ class LaDouble(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu()).relu()
 
 
 class LaUp(nn.Module):
@@ -276,7 +296,7 @@ class LaUp(nn.Module):
 
 
 class Labmlai(nn.Module):
-    """Names only: padded convolutions are not run yet."""
+    """Padded; concatenates [up, skip]."""
 
     def __init__(self, widths: tuple[int, ...] = (2, 4, 8)) -> None:
         super().__init__()
@@ -287,3 +307,14 @@ class Labmlai(nn.Module):
         self.up_sample = nn.ModuleList(LaUp(widths[i + 1], widths[i]) for i in reversed(levels))
         self.up_conv = nn.ModuleList(LaDouble(2 * widths[i], widths[i]) for i in reversed(levels))
         self.final_conv = nn.Conv2d(widths[0], 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for down in self.down_conv:
+            x = down(x)
+            skips.append(x)
+            x = functional.max_pool2d(x, 2)
+        x = self.middle_conv(x)
+        for sample, block in zip(self.up_sample, self.up_conv, strict=True):
+            x = block(torch.cat([sample.up(x), skips.pop()], 1))
+        return self.final_conv(x)
