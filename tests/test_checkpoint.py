@@ -198,10 +198,9 @@ def test_files_that_are_no_checkpoints(file: Path, tmp_path: Path, kind: str, wo
 def test_tensors_without_a_description(tmp_path: Path) -> None:
     path = tmp_path / "plain.safetensors"
     save_file({"a": torch.zeros(3)}, path)
-    with pytest.raises(CheckpointError, match="not those of a U-Net"):
-        load_model(path)
-    with pytest.raises(CheckpointError, match="does not say which network"):
-        read_card(path)
+    for read in (load_model, read_card):
+        with pytest.raises(CheckpointError, match="not those of a U-Net"):
+            read(path)
 
 
 def test_tensors_of_another_network(file: Path) -> None:

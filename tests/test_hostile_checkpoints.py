@@ -129,7 +129,7 @@ def test_archives_that_are_none_of_torch(file: Path, tmp_path: Path) -> None:
     for name, words in (
         ("model.weights.h5", "Keras"),
         ("rdf.yaml", r"bioimage\.io"),
-        ("a.txt", "not a PyTorch file"),
+        ("a.txt", "is no checkpoint"),
     ):
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr(name, b"x")
@@ -139,7 +139,7 @@ def test_archives_that_are_none_of_torch(file: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         load_model(tmp_path / "text.pt")
     (tmp_path / "empty.ckpt").touch()
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(CheckpointError, match="is empty"):
         load_model(tmp_path / "empty.ckpt")
 
 

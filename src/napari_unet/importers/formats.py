@@ -26,7 +26,7 @@ SUFFIXES = (
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")
+_DESCRIPTIONS = {"rdf.yaml", "bioimageio.yaml"}
 # What people pick by mistake.
 _OTHERS = (
     (b"II*\x00", "a TIFF image"),
@@ -68,6 +68,11 @@ def reader_of(path: Path) -> Callable[[Path], Reading]:
         return read_package
     with path.open("rb") as file:
         start = file.read(16)
+    for signature, what in _OTHERS:
+        if start.startswith(signature):
+            raise CheckpointError(f"{path.name} is {what}; {_WANTED}.")
+    if not start:
+        raise CheckpointError(f"{path.name} is empty; {_WANTED}.")
     suffix = path.suffix.lower()
     if is_safetensors(path) or (suffix == ".safetensors" and not start.startswith((_ZIP, _PICKLE))):
         from napari_unet.importers.tensors import read_safetensors
@@ -79,11 +84,6 @@ def reader_of(path: Path) -> Callable[[Path], Reading]:
         from napari_unet.importers.hdf5_kinds import read_hdf5_checkpoint
 
         return read_hdf5_checkpoint
-    for signature, what in _OTHERS:
-        if start.startswith(signature):
-            raise CheckpointError(f"{path.name} is {what}; {_WANTED}.")
-    if not start:
-        raise CheckpointError(f"{path.name} is empty; {_WANTED}.")
     if suffix == ".caffemodel":
         from napari_unet.importers.caffe import read_caffemodel
 
@@ -102,11 +102,12 @@ def _reader_of_zip(path: Path) -> Callable[[Path], Reading]:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, RuntimeError, EOFError):
         names = []  # damaged: PyTorch's reader says so in its own words
-    if "model.weights.h5" in names and "config.json" in names:
+    last = {name.rpartition("/")[2] for name in names}
+    if "data.pkl" not in last and {"model.weights.h5", "config.json"} <= set(names):
         from napari_unet.importers.keras_files import read_keras
 
         return read_keras
-    if any(name.rpartition("/")[2] in _DESCRIPTIONS for name in names):
+    if "data.pkl" not in last and last & _DESCRIPTIONS:
         from napari_unet.importers.bioimageio import read_package
 
         return read_package
