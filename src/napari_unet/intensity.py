@@ -17,7 +17,7 @@ from napari_unet.errors import OptionError
 
 __all__ = ["Intensity", "Normalisation", "fit_intensity"]
 
-Kind = Literal["percentile", "min-max", "mean-std", "none"]
+Kind = Literal["percentile", "min-max", "mean-std", "dtype-range", "none"]
 
 _SLAB = 1 << 24  # pixels read at a time while statistics are gathered
 _SAMPLE = 1 << 24  # most pixels whose percentiles are computed exactly
@@ -29,9 +29,10 @@ class Normalisation:
 
     Parameters
     ----------
-    kind : {"percentile", "min-max", "mean-std", "none"}
+    kind : {"percentile", "min-max", "mean-std", "dtype-range", "none"}
         What is mapped to what: the two percentiles or the extremes to 0 and 1, the mean and
-        standard deviation to 0 and 1, or nothing at all.
+        standard deviation to 0 and 1, the largest integer of the pixels' type to 1 (8-bit images
+        divided by 255; floats as they are), or nothing at all.
     low, high : float
         Percentiles (0 to 100) for ``kind="percentile"``.
     shift : float
@@ -157,9 +158,12 @@ def fit_intensity(
     they are exact up to 16.8 million pixels per channel; beyond, every n-th pixel is used.
     """
     n_channels = int(image.shape[-1]) if channel_last else 1
-    if normalisation.kind == "none":
+    if normalisation.kind in ("none", "dtype-range"):
+        dtype = np.dtype(image.dtype)
+        ranged = normalisation.kind == "dtype-range" and dtype.kind in "ui"
+        scales = (1.0 / np.iinfo(dtype).max if ranged else 1.0,) * n_channels
         ones, zeros = (1.0,) * n_channels, (0.0,) * n_channels
-        return Intensity(zeros, ones, zeros, ones, normalisation.shift)
+        return Intensity(zeros, scales, zeros, ones, normalisation.shift)
     statistics = [_Statistics(np.dtype(image.dtype)) for _ in range(n_channels)]
     per_channel = int(np.prod(image.shape)) // n_channels
     every = -(-per_channel // _SAMPLE) if normalisation.kind == "percentile" else 0

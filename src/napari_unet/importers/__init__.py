@@ -15,12 +15,21 @@ from napari_unet.errors import CheckpointError
 from napari_unet.importers.detective import examine
 from napari_unet.importers.formats import SUFFIXES, is_safetensors, reader_of
 from napari_unet.importers.origin import CHOICES, Origin
+from napari_unet.importers.reading import Reading
 from napari_unet.importers.weights import fitted_weights, unwrap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CHOICES", "SUFFIXES", "Imported", "Origin", "import_checkpoint", "is_safetensors"]
+__all__ = [
+    "CHOICES",
+    "SUFFIXES",
+    "Imported",
+    "Origin",
+    "import_checkpoint",
+    "is_safetensors",
+    "open_reading",
+]
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,7 @@ def import_checkpoint(path: Path, assume: Mapping[str, object] | None = None) ->
     OptionError
         If an assumption is none of the choices, or no open question of this file.
     """
-    try:
-        reading = reader_of(path)(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path.name} cannot be read ({error.strerror or error}); check the file."
-        ) from error
-    outside: tuple[str, ...] = ()
-    if reading.layout is None:
-        tensors, outside = unwrap(reading.tensors)
-        reading = replace(reading, tensors=tensors)
+    reading, outside = open_reading(path)
     try:
         finding = examine(reading, assume)
         weights = fitted_weights(reading.tensors, finding)
@@ -85,3 +85,35 @@ def import_checkpoint(path: Path, assume: Mapping[str, object] | None = None) ->
         provenance={**reading.notes, **origin.provenance()},
     )
     return Imported(card, weights, origin)
+
+
+def open_reading(path: Path) -> tuple[Reading, tuple[str, ...]]:
+    """Read a checkpoint without asking yet which network it is.
+
+    Parameters
+    ----------
+    path : Path
+        As for `import_checkpoint`.
+
+    Returns
+    -------
+    reading : Reading
+        Its weights, out of their wrappers.
+    outside : tuple of str
+        Tensors that stood outside the wrapper and belong to no network.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or hostile.
+    """
+    try:
+        reading = reader_of(path)(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.name} cannot be read ({error.strerror or error}); check the file."
+        ) from error
+    if reading.layout is not None:
+        return reading, ()
+    tensors, outside = unwrap(reading.tensors)
+    return replace(reading, tensors=tensors), outside
