@@ -52,10 +52,13 @@ def match_graph(shapes: Mapping[str, Shape], *, ordered: bool) -> Layout:
     units = _with_norms(convolutions, blocks, norms, modules)
     blocks, ups, ones = ([units[u.name] for u in part] for part in (blocks, ups, ones))
     pairs = list(zip(blocks[::2], blocks[1::2], strict=True))
-    matches = list(islice(_matches(pairs, ups, ones, depth), _MOST_MATCHES))
-    if len(matches) > 1 and ordered:
-        place = {name: index for index, name in enumerate(modules)}
-        matches = [m for m in matches if _in_order(m, place)]
+    place = {name: index for index, name in enumerate(modules)} if ordered else None
+    matches = _found(_matches(pairs, ups, ones, depth), place)
+    if not matches:
+        # A U-Net but for its concatenations: the caller tells what is wrong with each of them.
+        near = _found(_matches(pairs, ups, ones, depth, exact=False), place)
+        if len(near) == 1:
+            return near[0]
     if len(matches) != 1:
         how = "several U-Nets have" if matches else "no U-Net has"
         raise CheckpointError(
@@ -99,10 +102,26 @@ def _norm_order(convolution: str, norm: str) -> str | None:
     return {1: "norm-act", 2: "act-norm"}.get(int(there) - int(here))
 
 
+def _found(matches: Iterator[Layout], place: Mapping[str, int] | None) -> list[Layout]:
+    """Take a few matches; where there are several, those in the order of the file."""
+    found = list(islice(matches, _MOST_MATCHES))
+    if len(found) > 1 and place is not None:
+        return [match for match in found if _in_order(match, place)]
+    return found
+
+
 def _matches(
-    pairs: Sequence[Pair], ups: Sequence[Unit], ones: Sequence[Unit], depth: int
+    pairs: Sequence[Pair],
+    ups: Sequence[Unit],
+    ones: Sequence[Unit],
+    depth: int,
+    *,
+    exact: bool = True,
 ) -> Iterator[Layout]:
-    """Try every way to lay the convolutions out as a U-Net, up to a limit."""
+    """Try every way to lay the convolutions out as a U-Net, up to a limit.
+
+    Without `exact` a block may take other numbers of channels than are concatenated for it.
+    """
     steps = 0
     joints = list(ups) or list(ones)
 
@@ -136,7 +155,7 @@ def _matches(
             need = (down[level + 1][1].shape[0], pair[0].shape[1] - skip)
             for joint in joints:
                 have = joint.shape[:2] if joint.is_up else joint.shape[1::-1]
-                if joint not in up and have == need:
+                if joint not in up and (have == need or (not exact and have[0] == need[0])):
                     yield from merges(down, [*merge, pair], [*up, joint])
 
     if any(first.shape[0] != second.shape[1] for first, second in pairs):
