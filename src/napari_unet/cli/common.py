@@ -149,6 +149,8 @@ def load_checkpoint(arguments: argparse.Namespace) -> Model:
     from napari_unet.checkpoint import load_model
 
     model = load_model(arguments.model, assume=dict(arguments.assume))
+    for warning in () if model.origin is None else model.origin.warnings:
+        print(f"valid-unet: {arguments.model}: {warning}", file=sys.stderr)
     if model.origin is not None and model.origin.assumed:
         facts = ", ".join(f"{key} {value}" for key, value in model.origin.assumed.items())
         print(

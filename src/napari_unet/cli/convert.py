@@ -18,13 +18,15 @@ from napari_unet.errors import OptionError
 
 _DESCRIPTION = """\
 Write a checkpoint in the native format: weights, network, normalisation and where each fact comes
-from in one .safetensors file that the dock and every command open. PyTorch files (.pt, .pth, .ckpt)
-and plain .safetensors of known valid U-Nets are read; no code in them is ever run.
+from in one .safetensors file. Read are PyTorch's .pt, .pth and .ckpt, plain .safetensors, Keras's
+.keras, .h5 and .weights.h5, Freiburg's .caffemodel.h5 and .caffemodel, and bioimage.io packages; no
+code in them is ever run.
 
 What the weights do not say is assumed from the habits of the code they come from, and printed. Set
 it with --assume: padding=valid, order=skip-up|up-skip, norm-order=norm-act|act-norm,
 up=nearest|linear, up-activation=yes|no, slope=0.1, normalisation=percentile|min-max|mean-std|none,
-shift=-0.5.
+shift=-0.5, foreground=1 or 1+2 (numbers of classes), contour=2|none. `valid-unet probe` finds them on
+an annotated image.
 """
 
 
@@ -33,7 +35,7 @@ def add_parser(commands: Commands, parents: Parents) -> None:
     parser = commands.add_parser(
         "convert",
         parents=parents,
-        help="write a PyTorch checkpoint in the native format",
+        help="write a checkpoint of other software in the native format",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -75,7 +75,7 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "--model",
         default="nuclei",
         metavar="M",
-        help="a bundled model's name, or a .safetensors or PyTorch file (default: nuclei)",
+        help="a bundled model's name, or a checkpoint file of any format that `convert` reads (default: nuclei)",
     )
     add_assume(parser)
     parser.add_argument(

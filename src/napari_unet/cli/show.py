@@ -30,7 +30,7 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a bundled model's name, or a .safetensors or PyTorch file",
+        help="a bundled model's name, or a checkpoint file of any format that `convert` reads",
     )
     add_assume(parser)
     add_json(parser, "everything as JSON")
