@@ -42,7 +42,8 @@ def add_parser(commands: Commands, parents: Parents) -> None:
         "--model",
         default="nuclei",
         metavar="M",
-        help="a bundled model's name, or a checkpoint file of any format that `convert` reads (default: nuclei)",
+        help="a bundled model's name, or a checkpoint of any format that `convert` reads "
+        "(default: nuclei)",
     )
     add_assume(parser)
     add_run_arguments(parser)
