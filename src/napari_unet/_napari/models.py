@@ -67,6 +67,7 @@ def passport(card: Card) -> str:
         "percentile": f"percentiles {norm.low:g} and {norm.high:g} to 0 and 1",
         "min-max": "smallest and largest value to 0 and 1",
         "mean-std": "mean 0, standard deviation 1",
+        "dtype-range": "the largest number of the pixels' type to 1",
         "none": "as they are",
     }[norm.kind]
     lines = [card.describe(), f"Grey levels: {scaled}, over the whole image."]
