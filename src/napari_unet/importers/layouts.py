@@ -157,6 +157,21 @@ FAMILIES = (
         order="up-skip",
     ),
     Family(
+        "Freiburg U-Net",
+        (
+            # Who trains on gives the first and the last layer names of their own.
+            ("down", r"conv_d(?P<level>\d+)(?P<pos>a-b|b-c)([-_]\w+)?", 0),
+            ("merge", r"conv_u(?P<level>\d+)(?P<pos>b-c|c-d)", 0),
+            ("up", r"upconv_[du]\d+[cd]_u(?P<level>\d+)a", 0),
+            ("head", r"conv_(d0c|u0d)-score([-_]\w+)?", 0),
+        ),
+        ascending=True,
+        order="up-skip",
+        up_activation="yes",
+        slope="0.1",
+        normalisation=Normalisation("min-max", shift=-0.5),
+    ),
+    Family(
         "napari-valid-unet",
         (
             ("down", r"down\.(?P<level>\d+)\.(?P<pos>\d+)", 0),
@@ -169,6 +184,7 @@ FAMILIES = (
 )
 
 _Place = tuple[str, int, int]
+_POSITIONS = {"first": "1", "second": "2", "a-b": "1", "b-c": "2", "c-d": "3"}
 
 
 def modules_of(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
@@ -215,7 +231,7 @@ def _place(family: Family, name: str) -> _Place | None:
             groups = match.groupdict()
             # Nine digits are more than any network has, and keep the conversion quick.
             digits = (groups.get("level") or str(level))[:9]
-            position = {"first": "1", "second": "2"}.get(groups.get("pos") or "", groups.get("pos"))
+            position = _POSITIONS.get(groups.get("pos") or "", groups.get("pos"))
             return part, int(digits), int((position or "-1")[:9])
     return None
 
