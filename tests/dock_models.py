@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from families import Jvanvugt, Milesial, randomised
 
 from napari_unet.checkpoint import Card, save_model
 from napari_unet.config import UNetConfig
@@ -37,3 +38,13 @@ def bright_model(
     path = folder / f"{name}.safetensors"
     about = {"normalisation": Normalisation("none"), **card}
     return save_model(path, network, Card(name, config, **about))
+
+
+def foreign_model(
+    folder: Path, name: str = "foreign", *, family: str = "valid", seed: int = 0
+) -> Path:
+    """Write what another program's training leaves: a state dict with random weights."""
+    network = Milesial(depth=2) if family == "padded" else Jvanvugt(depth=2, wf=2)
+    path = folder / f"{name}.pt"
+    torch.save(randomised(network, seed).state_dict(), path)
+    return path

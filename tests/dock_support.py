@@ -67,6 +67,12 @@ def notified(dock: UNetDock) -> list[str]:
     return [str(record.message) for record in notification_manager.records[dock.seen_before :]]
 
 
+def opened(dock: UNetDock, path: Path, qtbot: Any, timeout: int = 60_000) -> None:
+    """Open a checkpoint and wait for it."""
+    dock.open_model(str(path))
+    qtbot.waitUntil(lambda: not dock.models.busy, timeout=timeout)
+
+
 def finish(dock: UNetDock, qtbot: Any, timeout: int = 60_000) -> str:
     """Wait for a run to end; what the dock says then."""
     qtbot.waitUntil(lambda: not dock.session.running, timeout=timeout)

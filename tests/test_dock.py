@@ -366,7 +366,8 @@ def test_the_manifest_is_valid_and_whole(make_napari_viewer: Any) -> None:
     assert [widget.display_name for widget in manifest.contributions.widgets] == ["U-Net"]
     assert list(manifest.contributions.menus) == ["napari/layers/segment"]
     assert {command.id for command in manifest.contributions.commands} == {
-        "napari-valid-unet.dock", "napari-valid-unet.sample_nuclei",
+        "napari-valid-unet.dock", "napari-valid-unet.open_checkpoint",
+        "napari-valid-unet.sample_nuclei",
     }  # fmt: skip
     (layer,) = viewer.open_sample("napari-valid-unet", "nuclei")
     assert layer.name == "nuclei"

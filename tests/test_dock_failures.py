@@ -20,6 +20,7 @@ from dock_support import (
     fresh_settings,
     held,
     notified,
+    opened,
 )  # fmt: skip
 
 from napari_unet._napari.dock import UNetDock
@@ -57,7 +58,7 @@ def test_labels_are_no_image(dock: UNetDock) -> None:
 
 def test_no_model(dock: UNetDock) -> None:
     dock.viewer.add_image(bright_squares())
-    dock.card = None
+    dock.models.opened = None
     dock.segment()
     assert_said(dock, "There is no model: click Open…", 1)
 
@@ -103,22 +104,24 @@ class Evil:
 FILES = {
     "text": (b"hello world, this is text", "is not a readable .safetensors checkpoint"),
     "empty": (b"", "is empty"),
-    "pickle": (pickle.dumps(Evil()), "could run code and is not opened"),
+    "pickle": (pickle.dumps(Evil()), "could run code"),
     "tiff": (b"II*\x00" + bytes(100), "is a TIFF image"),
-    "zip": (b"PK\x03\x04" + bytes(100), "is a zip archive"),
+    "zip": (b"PK\x03\x04" + bytes(100), "is damaged or cut short"),
     "truncated": (None, "or is cut short"),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_not_a_checkpoint(dock: UNetDock, tmp_path: Path, name: str, capsys: Any) -> None:
+def test_not_a_checkpoint(
+    dock: UNetDock, qtbot: Any, tmp_path: Path, name: str, capsys: Any
+) -> None:
     content, part = FILES[name]
     path = tmp_path / f"{name}.safetensors"
     if content is None:
         content = bright_model(tmp_path, "whole").read_bytes()[:-40]
     path.write_bytes(content)
     before = dock.controls.model.value
-    dock.open_model(str(path))
+    opened(dock, path, qtbot)
     assert part in dock.controls.answer.text()
     assert notified(dock) == [dock.controls.answer.text()]
     assert dock.controls.model.value == before

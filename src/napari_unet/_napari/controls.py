@@ -16,17 +16,19 @@ from magicgui.widgets import (
 from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QLabel,
-    QPushButton,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
+from napari_unet._napari.opening import Opened
+from napari_unet._napari.questions import Questions
 from napari_unet._napari.region import REGIONS
 from napari_unet._napari.request import Choices, Notice
 from napari_unet._napari.settings import Saved
 from napari_unet._napari.widgets import (
     combo_box,
+    folding_button,
     form_in,
     mark,
     side_by_side,
@@ -52,6 +54,7 @@ class Controls(QWidget):
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self._opening = False
         self._make_choosers()
         self._make_advanced()
         self._make_answers()
@@ -73,13 +76,18 @@ class Controls(QWidget):
         )
         self.model = combo_box(
             [],
-            "The network. Those used last come first; a .safetensors file can also be dropped on "
-            "this dock. Default: nuclei.",
+            "The network. Those used last come first; a checkpoint file can also be dropped on "
+            "this dock or on the window. Default: nuclei.",
         )
         self.open = PushButton(
-            text="Open…", tooltip="Choose a checkpoint file (.safetensors) of your own."
+            text="Open…",
+            tooltip="Choose a checkpoint file of your own: .safetensors, PyTorch, Keras, Caffe, "
+            "Freiburg or a bioimage.io package.",
         )
         self.passport = text_line()
+        self.remark = text_line()
+        self.warnings = text_line()
+        self.questions = Questions()
         self.notices = [text_line() for _ in range(3)]
         self.output = RadioButtons(
             choices=["instances", "classes"],
@@ -171,21 +179,13 @@ class Controls(QWidget):
         column = QVBoxLayout(lines)
         column.setContentsMargins(0, 0, 0, 4)
         column.setSpacing(3)
-        for line in (self.passport, *self.notices):
+        for line in (self.passport, self.remark, self.warnings, self.questions, *self.notices):
             column.addWidget(line)
         form.addRow(lines)
         form.addRow("Result", self.output.native)
         form.addRow(self.probabilities.native)
         form.addRow("Region", self.region.native)
 
-        self.more = QPushButton()
-        self.more.setCheckable(True)
-        self.more.setFlat(True)
-        self.more.setStyleSheet(
-            "text-align: left; background: transparent; border: none; padding: 3px 0;"
-        )
-        self.more.setToolTip("Device, precision, tiles, threshold and sizes.")
-        self.more.toggled.connect(self._unfold)
         self.advanced = QWidget()
         deep = form_in(self.advanced)
         deep.addRow("Device", self.device.native)
@@ -195,7 +195,11 @@ class Controls(QWidget):
         deep.addRow("Min. size (px)", self.min_size.native)
         for box in (self.fill_holes, self.rescale, self.keep_tiles):
             deep.addRow(box.native)
-        self._unfold(False)
+        self.more = folding_button(
+            self.advanced,
+            lambda open_: "▾ Advanced" if open_ else "▸ Advanced",
+            "Device, precision, tiles, threshold and sizes.",
+        )
         form.addRow(self.more)
         form.addRow(self.advanced)
 
@@ -212,14 +216,11 @@ class Controls(QWidget):
             layout.addWidget(widget)
         layout.addStretch()
 
-    def _unfold(self, open_: bool) -> None:
-        self.advanced.setVisible(open_)
-        self.more.setText("▾ Advanced" if open_ else "▸ Advanced")
-
     def _chain_tabs(self) -> None:
         """Tab goes from top to bottom."""
         chain: list[QWidget] = [
             *(box.native for box in (self.image, self.level, self.model, self.open)),
+            *self.questions.chain(),
             *cast("QWidget", self.output.native).findChildren(QWidget),
             *(box.native for box in (self.probabilities, self.region)),
             self.more,
@@ -305,6 +306,28 @@ class Controls(QWidget):
             keep_tiles=chosen.keep_tiles,
         )
 
+    def show_model(self, opened: Opened | None, tip: str, changed: str) -> None:
+        """Say what the model is, what differs from its own program, and what is assumed of it."""
+        self._opening = False
+        line = "No model yet: open a checkpoint." if opened is None else opened.card.describe()
+        self.passport.setText(line)
+        self.passport.setToolTip(tip)
+        origin = None if opened is None else opened.origin
+        warnings = () if origin is None else origin.warnings
+        for text, words in ((self.remark, changed), (self.warnings, " ".join(warnings))):
+            text.setText(words)
+            text.setVisible(bool(words))
+            mark(text, warning=True)
+        self.questions.show_opened(opened)
+
+    def show_opening(self, name: str) -> None:
+        """Say that a model is being opened."""
+        self._opening = True
+        self.passport.setText(f"Opening {name}…")
+        self.passport.setToolTip("Escape stops waiting for it.")
+        for widget in (self.remark, self.warnings, self.questions, *self.notices):
+            widget.hide()
+
     def show_brief(self, text: str) -> None:
         """Say what the image is, in short."""
         self.brief.setText(text)
@@ -318,7 +341,8 @@ class Controls(QWidget):
 
     def show_notices(self, notices: Iterable[Notice]) -> None:
         """Say how image and model fit."""
-        shown = list(notices)
+        # While another model is being opened, nobody knows how it fits.
+        shown = [] if self._opening else list(notices)
         for line, notice in zip_longest(self.notices, shown[: len(self.notices)]):
             line.setVisible(notice is not None)
             if notice is not None:

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
     from napari_unet._napari.dock import UNetDock
 
-__all__ = ["run"]
+__all__ = ["TITLE", "run"]
 
 _WIDTH, _HEIGHT, _DOCK_WIDTH = 1400, 900, 330  # px
 _LONGEST = 300.0  # seconds that the picture is waited for
 # napari's own name for the dock: opened from the menu afterwards, it is this one.
-_TITLE = "U-Net (Valid U-Net)"
+TITLE = "U-Net (Valid U-Net)"
 
 
 def run(screenshot: Path | None = None) -> int:
@@ -57,7 +57,7 @@ def open_dock(viewer: napari.viewer.Viewer) -> UNetDock:
     viewer.window.resize(_WIDTH, _HEIGHT)
     viewer.open_sample(PLUGIN, "nuclei")
     dock = UNetDock(viewer)
-    holder = viewer.window.add_dock_widget(dock, name=_TITLE, area="right")
+    holder = viewer.window.add_dock_widget(dock, name=TITLE, area="right")
     window = holder.parent()
     window.resizeDocks([holder], [_DOCK_WIDTH], Qt.Orientation.Horizontal)
     return dock

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtGui import QDragEnterEvent, QDropEvent, QKeySequence, QShortcut
 from qtpy.QtWidgets import QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QWidget
 
+from napari_unet._napari.choosing import ModelChooser
 from napari_unet._napari.controls import Controls
 from napari_unet._napari.images import ImageChooser
 from napari_unet._napari.layers import Placement, describe, read
-from napari_unet._napari.models import offer, open_model, passport
+from napari_unet._napari.models import FILTER
+from napari_unet._napari.opening import Opened
 from napari_unet._napari.region import look
 from napari_unet._napari.request import Notice, Request, check, resolve
 from napari_unet._napari.session import Session
 from napari_unet._napari.settings import Settings
 from napari_unet._napari.widgets import as_button
-from napari_unet.checkpoint import Card, find_checkpoint, read_card
+from napari_unet.checkpoint import Card, find_checkpoint
 from napari_unet.errors import ValidUNetError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ __all__ = ["UNetDock"]
 
 _LEAST_WIDTH = 270  # px, of the page in a dock of 280
 _NO_IMAGE = "There is no image: open one, or drag a file into the window, then click Segment."
-_NO_MODEL = "There is no model: click Open… and choose a .safetensors file."
+_NO_MODEL = "There is no model: click Open… and choose a checkpoint file."
+_OPENING = "The model is still being opened; click Segment once it is there."
 
 
 class UNetDock(QWidget):
@@ -45,11 +47,11 @@ class UNetDock(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.settings = Settings()
-        self.card: Card | None = None
         self.failed = False
         self._docked = False
         self.controls = Controls()
         self.session = Session(self.viewer, self.controls.show_progress, self._on_ended, self)
+        self.models = ModelChooser(self.controls, self.settings, self._on_model, self.fail, self)
         self.images = ImageChooser(self.viewer, self.controls.image, self._on_image)
         self._arrange()
         self._connect()
@@ -57,8 +59,13 @@ class UNetDock(QWidget):
         self.controls.show_saved(self.settings.saved)
         self.controls.show_running(False)
         self.controls.show_answer("")
-        self._offer_models(next(iter(self.settings.recent), self.settings.saved.model))
+        self.models.open_last()
         self.images.refresh()
+
+    @property
+    def card(self) -> Card | None:
+        """What the chosen model is."""
+        return None if self.models.opened is None else self.models.opened.card
 
     def _arrange(self) -> None:
         scroll = QScrollArea()
@@ -89,7 +96,6 @@ class UNetDock(QWidget):
         self._escape.activated.connect(self.cancel)
         self._escape.setEnabled(False)
         as_button(controls.open).clicked.connect(self._on_open)
-        controls.model.changed.connect(self._on_model)
         controls.level.changed.connect(self._show_fit)
         for box in controls.saved_boxes():
             box.changed.connect(self._on_choice)
@@ -98,51 +104,22 @@ class UNetDock(QWidget):
 
     # --- what a person chooses -----------------------------------------------------------------
 
-    def _offer_models(self, select: str) -> None:
-        """List the models; `select` is chosen if it is there, else the first."""
-        recent = self.settings.recent
-        if Path(select).is_file():
-            recent = (select, *(key for key in recent if key != select))
-        entries = offer(recent)
-        box = self.controls.model
-        with box.changed.blocked():
-            box.choices = [(entry.label, entry.key) for entry in entries]
-            if select in [entry.key for entry in entries]:
-                box.value = select
-        self._on_model()
-
-    def _on_model(self, *_: object) -> None:
-        key, self.card = self.controls.model.value, None
-        line, tip = "No model yet: open a .safetensors file.", ""
-        if key is not None:
-            try:
-                self.card = read_card(key)
-            except ValidUNetError as error:
-                line = ""
-                self.fail(str(error))
-        if self.card is not None:
-            line, tip = self.card.describe(), passport(self.card)
-            self.controls.show_defaults(self.card.settings)
-        self.controls.passport.setText(line)
-        self.controls.passport.setToolTip(tip)
-        self._on_choice()
-
     def _on_open(self) -> None:
-        name, _ = QFileDialog.getOpenFileName(
-            self, "Open a checkpoint", "", "Checkpoints (*.safetensors);;All files (*)"
-        )
+        name, _ = QFileDialog.getOpenFileName(self, "Open a checkpoint", "", FILTER)
         if name:
             self.open_model(name)
 
     def open_model(self, path: str) -> None:
-        """Offer a checkpoint file and choose it, or say why not."""
-        try:
-            key, _ = open_model(path)
-        except ValidUNetError as error:
-            self.fail(str(error))
-            return
-        self.controls.show_answer("")
-        self._offer_models(key)
+        """Open a checkpoint and choose it, or say why not; what is no native one takes a while."""
+        if self.session.running:
+            self.controls.show_answer("Wait for the end of the run, or cancel it; then open again.")
+        else:
+            self.say("")
+            self.models.open(path)
+
+    def _on_model(self) -> None:
+        self._escape.setEnabled(self.models.busy or self.session.running)
+        self._on_choice()
 
     def _on_image(self) -> None:
         layer, box = self.images.layer, self.controls.level
@@ -155,8 +132,9 @@ class UNetDock(QWidget):
         self._show_fit()
 
     def _on_choice(self, *_: object) -> None:
-        key = self.controls.model.value
-        self.settings.save(self.controls.saved(str(key or self.settings.saved.model)))
+        opened = self.models.opened
+        key = self.settings.saved.model if opened is None else opened.key
+        self.settings.save(self.controls.saved(key))
         self._show_fit()
 
     def _on_preferences(self, *_: object) -> None:
@@ -193,16 +171,24 @@ class UNetDock(QWidget):
         """Segment what is chosen; a failure is said in the dock."""
         if self.session.running:
             return
-        layer = self.images.layer
-        if layer is None or self.card is None:
+        layer, opened = self.images.layer, self.models.opened
+        if self.models.busy:
+            self.controls.show_answer(_OPENING)
+            return
+        if layer is None or opened is None:
             self.fail(_NO_IMAGE if layer is None else _NO_MODEL)
             return
-        key = str(self.controls.model.value)
-        self.failed = False
-        self.controls.show_answer("")
+        if opened.is_stale:
+            self.open_model(opened.key)
+            self.controls.show_answer(
+                f"{opened.path.name} has changed since it was opened, and was read again: look at "
+                "what it is now, then click Segment."
+            )
+            return
+        self.say("")
         try:
-            request = self._resolve(layer, key, self.card)
-            self.settings.remember(key)
+            request = self._resolve(layer, opened)
+            self.models.remember()
             self.controls.show_running(True)
             self._escape.setEnabled(True)
             self.session.start(request, layer)
@@ -211,8 +197,15 @@ class UNetDock(QWidget):
 
     def cancel(self) -> None:
         """Stop the run; a second time, drop what was finished too."""
-        if self.session.cancel():
+        if self.models.busy:
+            self.models.give_up()
+        elif self.session.cancel():
             self.controls.show_cancelling()
+
+    def say(self, words: str) -> None:
+        """Say something that is no failure."""
+        self.failed = False
+        self.controls.show_answer(words)
 
     def fail(self, sentence: str) -> None:
         """Say what is wrong in the dock and in a notification."""
@@ -222,16 +215,17 @@ class UNetDock(QWidget):
         self.controls.show_answer(sentence, failed=True)
         show_error(sentence)
 
-    def _resolve(self, layer: Image, key: str, card: Card) -> Request:
-        level = self._level()
+    def _resolve(self, layer: Image, opened: Opened) -> Request:
+        level, card = self._level(), opened.card
         info = describe(layer, level)
+        find_checkpoint(opened.key)
         return resolve(
             self.controls.choices(),
             info,
             read(layer, info, card.config.ndim, card.config.in_channels),
             Placement.of(layer, level),
             look(self.viewer, layer, level),
-            find_checkpoint(key),
+            opened.source,
             card,
         )
 
@@ -273,6 +267,7 @@ class UNetDock(QWidget):
             self._let_go()
 
     def _let_go(self) -> None:
+        self.models.close()
         self.session.close()
         self.images.disconnect()
         self.settings.disconnect(self._on_preferences)

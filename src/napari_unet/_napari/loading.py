@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["link_torch", "uncollected"]
+__all__ = ["in_one_line", "link_torch", "no_torch", "uncollected"]
 
 # In the order in which torch loads them itself; the last one needs all the others.
 _LIBRARIES = ("libtorch_global_deps", "libtorch_python")
@@ -53,3 +53,18 @@ def uncollected() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def no_torch(error: BaseException) -> str:
+    """Say that torch cannot be imported, and what to do."""
+    return (
+        f"PyTorch cannot be loaded ({in_one_line(error)}); run `valid-unet doctor`, or on "
+        'Windows start napari with: python -c "import torch, napari; napari.Viewer(); '
+        'napari.run()".'
+    )
+
+
+def in_one_line(error: BaseException) -> str:
+    """Beginning of an error's message, to stand within a sentence."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:200]

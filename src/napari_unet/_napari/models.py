@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from napari_unet.checkpoint import Card, bundled_models, find_checkpoint, read_card
+from napari_unet.checkpoint import Card, bundled_models
+from napari_unet.importers import SUFFIXES
 
-__all__ = ["ModelEntry", "offer", "open_model", "passport"]
+__all__ = ["FILTER", "ModelEntry", "offer", "passport"]
+
+# For the dialog that chooses a file; a package's description stands for its folder.
+FILTER = (
+    f"Checkpoints ({' '.join(f'*{suffix}' for suffix in SUFFIXES)} rdf.yaml bioimageio.yaml);;"
+    "All files (*)"
+)
 
 
 @dataclass(frozen=True)
@@ -27,37 +34,19 @@ class ModelEntry:
     label: str
 
 
-def offer(recent: tuple[str, ...]) -> list[ModelEntry]:
+def offer(recent: Sequence[str]) -> list[ModelEntry]:
     """List the models: recent ones that are still there first, then the bundled ones.
 
     Parameters
     ----------
-    recent : tuple of str
+    recent : sequence of str
         Names and paths, the last used first.
     """
     bundled = list(bundled_models())
-    keys = [key for key in recent if key in bundled or Path(key).is_file()]
+    keys = [key for key in recent if key in bundled or Path(key).exists()]
     keys += [name for name in bundled if name not in keys]
     stems = [Path(key).stem for key in keys]
     return [ModelEntry(key, _label(key, stems)) for key in keys]
-
-
-def open_model(path: str | os.PathLike[str]) -> tuple[str, Card]:
-    """Read the card of a file that a person picked.
-
-    Returns
-    -------
-    key : str
-        Under which the model is offered: the file's absolute path.
-    card : Card
-
-    Raises
-    ------
-    CheckpointError
-        If it is not a checkpoint; the message says what it is.
-    """
-    card = read_card(path)
-    return str(find_checkpoint(path).resolve()), card
 
 
 def passport(card: Card) -> str:

@@ -18,7 +18,7 @@ from napari_unet._napari.layers import (
 )
 from napari_unet._napari.region import WHOLE, View, resolve_region
 from napari_unet.axes import ImageAxes, resolve_axes
-from napari_unet.checkpoint import Card
+from napari_unet.checkpoint import Card, Model
 from napari_unet.errors import ImageError
 from napari_unet.options import Options, Output
 
@@ -93,8 +93,8 @@ class Request:
     ----------
     array : array-like
         The image, axes (T)(Z)YX(C).
-    model : Path
-        The checkpoint.
+    model : Path or Model
+        The checkpoint, or what was loaded of it.
     card : Card
         What it is.
     options : Options
@@ -110,7 +110,7 @@ class Request:
     """
 
     array: Any
-    model: Path
+    model: Path | Model
     card: Card
     options: Options
     image: str
@@ -174,7 +174,7 @@ def resolve(
     source: Source,
     placement: Placement,
     view: View,
-    model: Path,
+    model: Path | Model,
     card: Card,
 ) -> Request:
     """Resolve everything that was chosen into one request.
@@ -187,8 +187,8 @@ def resolve(
         The image.
     view : View
         What the viewer shows of it.
-    model : Path
-        The checkpoint.
+    model : Path or Model
+        The checkpoint, or what was loaded of it.
     card : Card
         What it is.
 

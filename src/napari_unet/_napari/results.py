@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet._napari.request import Request
-from napari_unet.checkpoint import ClassInfo
+from napari_unet.checkpoint import ClassInfo, Model
 
 if TYPE_CHECKING:
     from napari_unet.segmentation import Segmentation
@@ -24,6 +24,8 @@ LayerData = tuple[NDArray[Any], dict[str, Any], str]
 def layers_of(request: Request, segmentation: Segmentation) -> tuple[LayerData, ...]:
     """Layers of a result: the probabilities, if kept, and the labels on top of them."""
     report = segmentation.report.to_dict()
+    if isinstance(request.model, Model) and request.model.origin is not None:
+        report["origin"] = request.model.origin.to_dict()
     labels = _labels(request, segmentation.labels, report)
     if request.options.output == "classes":
         labels[1].update(class_look(request.card.classes))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_unet._napari.loading import link_torch, uncollected
+from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData, in_words, layers_of
 from napari_unet.errors import Cancelled, ValidUNetError
@@ -159,11 +159,7 @@ def work(
         with uncollected():
             from napari_unet.segmentation import segment_steps
     except (ImportError, OSError) as error:
-        return Failure(
-            f"PyTorch cannot be loaded ({_first_line(error)}); run `valid-unet doctor`, or on "
-            'Windows start napari with: python -c "import torch, napari; napari.Viewer(); '
-            'napari.run()".'
-        )
+        return Failure(no_torch(error))
     try:
         segmentation = yield from _show(request, canvas, segment_steps, wish)
         return Finished(layers_of(request, segmentation), in_words(request, segmentation))
@@ -178,11 +174,11 @@ def work(
         )
     except OSError as error:
         logger.warning("Segmentation stopped.", exc_info=True)
-        return Failure(f"The image cannot be read any more ({_first_line(error)}); open it again.")
+        return Failure(f"The image cannot be read any more ({in_one_line(error)}); open it again.")
     except RuntimeError as error:
         logger.warning("Segmentation stopped.", exc_info=True)
         return Failure(
-            f"The computation failed ({_first_line(error)}); try float32 on the CPU under Advanced."
+            f"The computation failed ({in_one_line(error)}); try float32 on the CPU under Advanced."
         )
 
 
@@ -298,12 +294,7 @@ class Run:
 
         # A bug: napari's notification has the traceback behind a button.
         notification_manager.receive_error(type(error), error, error.__traceback__)
-        self._end(Failure(f"Something went wrong that should not ({_first_line(error)})."))
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:200]
+        self._end(Failure(f"Something went wrong that should not ({in_one_line(error)})."))
 
 
 def _duration(seconds: float) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from napari_unet._napari.recent import RecentList
 
 __all__ = ["PLUGIN", "Saved", "Settings"]
 
 PLUGIN = "napari-valid-unet"
 _RECENT = f"{PLUGIN}-recent.json"
-_MOST_RECENT = 8
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,25 @@ class Settings:
     The dock and the page show the same values: what is changed in one changes in the other.
     Where the plugin is not registered (in a script that makes the widget itself), values live as
     long as the object.
+
+    Attributes
+    ----------
+    recent : RecentList
+        Checkpoints used of late.
     """
 
     def __init__(self) -> None:
         from napari.settings import get_plugin_settings
 
         self._group: Any = None
-        self._folder: Path | None = None
         self._memory = Saved()
-        self._recent: tuple[str, ...] = ()
+        folder: Path | None = None
         with contextlib.suppress(KeyError):
             stored = get_plugin_settings(PLUGIN)
             self._group = getattr(stored, "segmentation", None)
             if isinstance(stored.config_path, Path):
-                self._folder = stored.config_path.parent
+                folder = stored.config_path.parent
+        self.recent = RecentList(None if folder is None else folder / _RECENT)
 
     @property
     def saved(self) -> Saved:
@@ -80,37 +83,3 @@ class Settings:
         """Undo `connect`."""
         if self._group is not None:
             self._group.events.disconnect(callback)
-
-    @property
-    def recent(self) -> tuple[str, ...]:
-        """Models used of late, the last one first: names of bundled ones, and paths."""
-        if self._folder is None:
-            return self._recent
-        try:
-            stored = json.loads((self._folder / _RECENT).read_text("utf-8"))
-        except (OSError, ValueError):
-            return self._recent
-        if not isinstance(stored, list):
-            return ()
-        return tuple(entry for entry in stored if isinstance(entry, str))[:_MOST_RECENT]
-
-    def remember(self, model: str) -> None:
-        """Put a model in front of the recent ones."""
-        others = [entry for entry in self.recent if entry != model]
-        self._recent = (model, *others)[:_MOST_RECENT]
-        if self._folder is not None:
-            # A folder that cannot be written costs the list of recent files, nothing else.
-            with contextlib.suppress(OSError):
-                _write(self._folder / _RECENT, self._recent)
-
-
-def _write(path: Path, entries: Sequence[str]) -> None:
-    """Replace the file once the new one is complete: two windows may write at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(list(entries), file)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

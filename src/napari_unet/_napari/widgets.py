@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from magicgui.widgets import ComboBox, FloatSpinBox, PushButton
@@ -17,17 +18,59 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-__all__ = ["as_button", "combo_box", "form_in", "mark", "side_by_side", "text_line", "whole_number"]
+__all__ = [
+    "as_button",
+    "combo_box",
+    "folding_button",
+    "form_in",
+    "mark",
+    "narrow",
+    "side_by_side",
+    "text_line",
+    "whole_number",
+]
 
 
 def combo_box(choices: Any, tooltip: str) -> ComboBox:
     """List to choose from; long names do not widen the dock, the list that opens shows them."""
     box = ComboBox(choices=choices, tooltip=tooltip)
-    native = cast("QComboBox", box.native)
-    native.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-    native.setMinimumWidth(64)
-    native.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    narrow(cast("QComboBox", box.native))
     return box
+
+
+def narrow(box: QComboBox) -> QComboBox:
+    """Let a list be narrower than its longest entry."""
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumWidth(64)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+    return box
+
+
+def folding_button(body: QWidget, title: Callable[[bool], str], tooltip: str) -> QPushButton:
+    """Line of text that shows and hides what is below it; hidden at first.
+
+    Parameters
+    ----------
+    body : QWidget
+        What is below.
+    title : callable
+        Text of the line, given whether the body is shown.
+    tooltip : str
+        What there is to find.
+    """
+    button = QPushButton()
+    button.setCheckable(True)
+    button.setFlat(True)
+    button.setStyleSheet("text-align: left; background: transparent; border: none; padding: 3px 0;")
+    button.setToolTip(tooltip)
+
+    def unfold(open_: bool) -> None:
+        body.setVisible(open_)
+        button.setText(title(open_))
+
+    button.toggled.connect(unfold)
+    unfold(False)
+    return button
 
 
 def whole_number(least: int, most: int, step: int, tooltip: str) -> FloatSpinBox:
