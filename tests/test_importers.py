@@ -297,7 +297,8 @@ def shapes_without(key: str, **more: tuple[int, ...]) -> dict[str, tuple[int, ..
         (shapes_without("nothing", last__weight=(2, 4, 1)), "2 or 3 dimensions"),
         (
             shapes_without("nothing", up_path__0__conv_block__block__0__weight=(8, 12, 3, 3)),
-            "At level 1 8 channels of the encoder meet 8",
+            r"level 1: 8 channels of the encoder and 8 of the up-convolution meet a convolution that "
+            "takes 12: the up-convolution has to halve the channels to 4",
         ),
         (shapes_without("nothing", up_path__0__up__weight=(16, 8, 4, 4)), "kernel of 4 x 4"),
         ({"a.weight": (4, 1, 3, 3), "b.weight": (4, 4, 3, 3)}, "do not make one"),
@@ -308,6 +309,23 @@ def shapes_without(key: str, **more: tuple[int, ...]) -> dict[str, tuple[int, ..
 def test_other_networks_are_refused(shapes: dict[str, tuple[int, ...]], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         examine(Reading("state dict", {k: torch.zeros(s) for k, s in shapes.items()}))
+
+
+def test_an_up_convolution_that_does_not_halve_is_told_level_by_level(tmp_path: Path) -> None:
+    """The other half of the classic mistake, under names that say nothing."""
+    state = dict(families.Hayashimasa((4, 8, 16), batch_norm=False).state_dict())
+    for number, width in ((1, 16), (2, 8)):
+        state[f"up{number}.weight"] = torch.zeros(width, width, 2, 2)
+        state[f"up{number}.bias"] = torch.zeros(width)
+    for content in (state, renamed(state)):
+        torch.save(content, tmp_path / "w.pt")
+        with pytest.raises(CheckpointError) as caught:
+            load_model(tmp_path / "w.pt")
+        told = str(caught.value)
+        for level, skip, up, half in ((1, 8, 16, 8), (0, 4, 8, 4)):
+            assert f"level {level}: {skip} channels of the encoder and {up} of the" in told
+            assert f"takes {skip + half}: the up-convolution has to halve the channels" in told
+        assert "`valid-unet shapes" in told
 
 
 def test_convert_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from napari_unet.card import ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
+from napari_unet.importers.concatenations import Level, check_concatenations
 from napari_unet.importers.graph import match_graph
 from napari_unet.importers.layouts import Layout, Shape, Unit, find_layout
 from napari_unet.importers.origin import Origin, check_assumptions
@@ -141,13 +142,45 @@ def _check_blocks(layout: Layout, units: Mapping[tuple[str, int, int], Unit]) ->
                 f"{unit.name} has a kernel of {' x '.join(map(str, unit.shape[2:]))}; only "
                 "up-convolutions of 2 px, side by side, are run."
             )
-        skip, up = layout.down[level][1].shape[0], _up_width(unit)
-        takes = layout.merge[level][0].shape[1]
-        if takes != skip + up:
-            raise CheckpointError(
-                f"At level {level} {skip} channels of the encoder meet {up} of the up-convolution, "
-                f"but the next convolution takes {takes}; the concatenation is not that of a U-Net."
-            )
+    _check_channels(layout)
+
+
+def _check_channels(layout: Layout) -> None:
+    """See, level by level, that each decoder block takes what is concatenated for it."""
+    dims = len(layout.head.shape) - 2
+    pools = _pools(layout)
+    levels = [
+        Level(
+            down=_taken(block),
+            width=block[1].shape[0],
+            pool=pools[level] if level < len(pools) else (),
+            merge=_taken(layout.merge[level]) if level < len(pools) else (),
+            up=_up_width(layout.up[level]) if level < len(pools) else 0,
+            takes=layout.merge[level][0].shape[1] if level < len(pools) else 0,
+            # Weights do not say how the encoder's map was cropped: as it has to be.
+            cut=_centre,
+        )
+        for level, block in enumerate(layout.down)
+    ]
+    check_concatenations(levels, (None,) * dims)
+
+
+def _taken(block: Sequence[Unit]) -> tuple[int, ...]:
+    """Pixels that the convolutions of a block take off along each axis."""
+    extents = zip(*(unit.shape[2:] for unit in block), strict=True)
+    return tuple(sum(extent - 1 for extent in axis) for axis in extents)
+
+
+def _centre(_axis: int, have: int, want: int) -> tuple[int, int]:
+    return (have - want) // 2, (have - want) // 2 + want
+
+
+def _pools(layout: Layout) -> tuple[tuple[int, ...], ...]:
+    """Factor between levels; an interpolation has no weights, and 2 in every family."""
+    dims = len(layout.head.shape) - 2
+    return layout.pools or tuple(
+        tuple(unit.shape[2:]) if unit.is_up else (2,) * dims for unit in layout.up
+    )
 
 
 def _up_width(unit: Unit) -> int:
@@ -178,16 +211,13 @@ def _norm(
 
 def _read(layout: Layout) -> dict[str, Any]:
     """What shapes alone say, as fields of the configuration."""
-    dims = len(layout.head.shape) - 2
-    # An interpolation has no weights; its factor is 2 in every family.
-    pools = layout.pools or [u.shape[2:] if u.is_up else (2,) * dims for u in layout.up]
     return {
         "in_channels": layout.down[0][0].shape[1],
         "n_classes": layout.head.shape[0],
         "widths": tuple(block[1].shape[0] for block in layout.down),
-        "ndim": dims,
+        "ndim": len(layout.head.shape) - 2,
         "kernels": tuple(block[0].shape[2:] for block in layout.down),
-        "pools": tuple(pools),
+        "pools": _pools(layout),
         "up_widths": tuple(_up_width(unit) for unit in layout.up),
     }
 
