@@ -11,6 +11,7 @@ __all__ = ["CaffeLayer", "Joint", "Node", "Walk"]
 
 # What a blob passes through unchanged when a network is run.
 _PASSING = ("relu", "dropout", "split", "power", "valuetransformation")
+_STRUCTURE = ("convolution", "deconvolution", "pooling", "concat", "crop")
 _MOST_LAYERS = 5_000
 
 
@@ -155,11 +156,12 @@ class Walk:
         """The only convolution whose output no other takes."""
         taken: set[int] = set()
         for node in self.nodes:
-            if node.layer.kind in ("convolution", "deconvolution", "pooling", "concat", "crop"):
-                for number in range(len(node.sources)):
-                    source = self._source(node, number)
+            if node.layer.kind in _STRUCTURE:
+                for source in node.sources:
+                    # Past layers of any kind: what an unknown one does is said later.
+                    while source is not None and source.layer.kind not in _STRUCTURE:
+                        source = source.sources[0] if source.sources else None
                     taken |= {id(source)} if source else set()
-        self.after.clear()
         last = [
             node
             for node in self.nodes

@@ -60,7 +60,9 @@ def parse_prototxt(text: str) -> Message:
             here.setdefault(name, []).append(inner)
             open_ones.append(inner)
             name = ""
-            if len(open_ones) > _DEEPEST or listed:
+            if listed:
+                raise CheckpointError("The network's definition is damaged: a list of messages.")
+            if len(open_ones) > _DEEPEST:
                 raise CheckpointError("The network's definition nests far deeper than one does.")
         elif kind == "mark" and token in "}>" and not name and len(open_ones) > 1:
             open_ones.pop()
