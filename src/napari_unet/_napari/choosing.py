@@ -53,7 +53,7 @@ class ModelChooser(QObject):
         self.opened: Opened | None = None
         # What a person says by now; the file may still be being read with it.
         self._said: tuple[dict[str, str], frozenset[str]] = ({}, frozenset())
-        self._used = False
+        self._used = self._keep = False
         self._opening = Opening(
             settings.recent, self._on_opened, self._on_hashed, self._on_failed, self
         )
@@ -80,7 +80,13 @@ class ModelChooser(QObject):
             self._controls.show_opening(Path(name).name)
         self._tell()
 
-    def say(self, given: dict[str, str], doubtful: frozenset[str] = frozenset()) -> None:
+    def say(
+        self,
+        given: dict[str, str],
+        doubtful: frozenset[str] = frozenset(),
+        *,
+        keep: bool = False,
+    ) -> None:
         """Read the file again with all that a person says about it.
 
         Parameters
@@ -89,12 +95,20 @@ class ModelChooser(QObject):
             Answers to questions that the file leaves open.
         doubtful : frozenset of str
             Which of them are not sure any more.
+        keep : bool
+            Whether it is remembered at once, and not only when the model is used.
         """
         if self.opened is not None:
-            self._said = (given, doubtful)
+            self._said, self._keep = (given, doubtful), keep
             self._controls.show_answer("")
             self._opening.open(self.opened.key, given, doubtful)
             self._tell()
+
+    @property
+    def known(self) -> dict[str, str]:
+        """What a person is sure of."""
+        given, doubtful = self._said
+        return {key: value for key, value in given.items() if key not in doubtful}
 
     def give_up(self) -> None:
         """Stop waiting; the model that there was is still there."""
@@ -138,6 +152,9 @@ class ModelChooser(QObject):
         self._offer(opened.key)
         if other:
             self._controls.show_defaults(opened.card.settings)
+        if self._keep:
+            self.remember()
+        self._keep = False
         self._show()
 
     def _on_hashed(self, opened: Opened) -> None:
@@ -153,6 +170,7 @@ class ModelChooser(QObject):
 
     def _return(self) -> None:
         """Show the model that there was; the first time, one that is always there."""
+        self._keep = False
         bundled = next(iter(bundled_models()), None)
         if self.opened is not None:
             self._said = (self.opened.given, self.opened.doubtful)

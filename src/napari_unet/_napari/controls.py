@@ -310,9 +310,11 @@ class Controls(QWidget):
         """Say what the model is, what differs from its own program, and what is assumed of it."""
         self._opening = False
         line = "No model yet: open a checkpoint." if opened is None else opened.card.describe()
+        origin = None if opened is None else opened.origin
+        if origin is not None:
+            line = f"{line}; {origin.format}, {origin.family}"
         self.passport.setText(line)
         self.passport.setToolTip(tip)
-        origin = None if opened is None else opened.origin
         warnings = () if origin is None else origin.warnings
         for text, words in ((self.remark, changed), (self.warnings, " ".join(warnings))):
             text.setText(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, Qt
@@ -11,20 +12,23 @@ from qtpy.QtWidgets import QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QW
 from napari_unet._napari.choosing import ModelChooser
 from napari_unet._napari.controls import Controls
 from napari_unet._napari.images import ImageChooser
-from napari_unet._napari.layers import Placement, describe, read
+from napari_unet._napari.layers import ImageInfo, Placement, describe, network_spacing, read
 from napari_unet._napari.models import FILTER
 from napari_unet._napari.opening import Opened
+from napari_unet._napari.probing import Probing, ToProbe, labels_of_shape
 from napari_unet._napari.region import look
-from napari_unet._napari.request import Notice, Request, check, resolve
+from napari_unet._napari.request import Notice, Request, check, match, resolve
 from napari_unet._napari.session import Session
 from napari_unet._napari.settings import Settings
 from napari_unet._napari.widgets import as_button
 from napari_unet.checkpoint import Card, find_checkpoint
-from napari_unet.errors import ValidUNetError
+from napari_unet.errors import ImageError, ValidUNetError
 
 if TYPE_CHECKING:
     import napari.viewer
-    from napari.layers import Image
+    from napari.layers import Image, Labels
+
+    from napari_unet.probe import Probe
 
 __all__ = ["UNetDock"]
 
@@ -51,6 +55,7 @@ class UNetDock(QWidget):
         self._docked = False
         self.controls = Controls()
         self.session = Session(self.viewer, self.controls.show_progress, self._on_ended, self)
+        self.probing = Probing(self.controls.show_progress, self._on_probed, self)
         self.models = ModelChooser(self.controls, self.settings, self._on_model, self.fail, self)
         self.images = ImageChooser(self.viewer, self.controls.image, self._on_image)
         self._arrange()
@@ -96,11 +101,17 @@ class UNetDock(QWidget):
         self._escape.activated.connect(self.cancel)
         self._escape.setEnabled(False)
         as_button(controls.open).clicked.connect(self._on_open)
+        controls.questions.probe.clicked.connect(self.probe)
         controls.level.changed.connect(self._show_fit)
         for box in controls.saved_boxes():
             box.changed.connect(self._on_choice)
         self.settings.connect(self._on_preferences)
         self.viewer.events.theme.connect(self._on_theme)
+
+    @property
+    def running(self) -> bool:
+        """Whether a segmentation or a probe is on."""
+        return self.session.running or self.probing.running
 
     # --- what a person chooses -----------------------------------------------------------------
 
@@ -111,14 +122,14 @@ class UNetDock(QWidget):
 
     def open_model(self, path: str) -> None:
         """Open a checkpoint and choose it, or say why not; what is no native one takes a while."""
-        if self.session.running:
+        if self.running:
             self.controls.show_answer("Wait for the end of the run, or cancel it; then open again.")
         else:
             self.say("")
             self.models.open(path)
 
     def _on_model(self) -> None:
-        self._escape.setEnabled(self.models.busy or self.session.running)
+        self._escape.setEnabled(self.models.busy or self.running)
         self._on_choice()
 
     def _on_image(self) -> None:
@@ -138,7 +149,7 @@ class UNetDock(QWidget):
         self._show_fit()
 
     def _on_preferences(self, *_: object) -> None:
-        if not self.session.running:
+        if not self.running:
             self.controls.show_saved(self.settings.saved)
 
     def _on_theme(self, *_: object) -> None:
@@ -155,6 +166,15 @@ class UNetDock(QWidget):
         if info is not None and self.card is not None:
             notices = check(info, self.card, self.controls.choices())
         self.controls.show_notices(notices)
+        self._offer_labels(info)
+
+    def _offer_labels(self, info: ImageInfo | None) -> None:
+        """Offer what a model can be probed with."""
+        layers: list[Labels] = []
+        if info is not None and self.card is not None:
+            with contextlib.suppress(ImageError):
+                layers = labels_of_shape(self.viewer, match(info, self.card).labels_shape)
+        self.controls.questions.show_labels([(layer.name, layer) for layer in layers])
 
     def _level(self) -> int:
         return int(self.controls.level.value or 0)
@@ -162,14 +182,14 @@ class UNetDock(QWidget):
     # --- running -------------------------------------------------------------------------------
 
     def _on_button(self) -> None:
-        if self.session.running:
+        if self.running:
             self.cancel()
         else:
             self.segment()
 
     def segment(self) -> None:
         """Segment what is chosen; a failure is said in the dock."""
-        if self.session.running:
+        if self.running:
             return
         layer, opened = self.images.layer, self.models.opened
         if self.models.busy:
@@ -195,10 +215,44 @@ class UNetDock(QWidget):
         except ValidUNetError as error:
             self._on_ended(str(error), True)
 
+    def probe(self) -> None:
+        """Find out on the chosen image and labels what the model's file does not say."""
+        layer, opened = self.images.layer, self.models.opened
+        labels = self.controls.questions.labels.value
+        if self.running or self.models.busy or layer is None or opened is None or labels is None:
+            return
+        info, config = describe(layer, self._level()), opened.card.config
+        self.say("")
+        try:
+            source = read(layer, info, config.ndim, config.in_channels)
+        except ValidUNetError as error:
+            self.fail(str(error))
+            return
+        self.controls.show_running(True)
+        self._escape.setEnabled(True)
+        spacing = network_spacing(info, source.kept, config.ndim)
+        self.probing.start(
+            ToProbe(opened.path, source.array, labels.data, source.axes, spacing, self.models.known)
+        )
+
+    def _on_probed(self, outcome: Probe | str | None) -> None:
+        self._escape.setEnabled(False)
+        self.controls.show_running(False)
+        if isinstance(outcome, str):
+            self.fail(outcome)
+        elif outcome is None:
+            self.say("Cancelled; the answers are as they were.")
+        else:
+            if outcome.best is not None:
+                self.models.say(outcome.best, keep=True)
+            self.say(outcome.sentence)
+
     def cancel(self) -> None:
         """Stop the run; a second time, drop what was finished too."""
         if self.models.busy:
             self.models.give_up()
+        elif self.probing.running:
+            self.probing.cancel()
         elif self.session.cancel():
             self.controls.show_cancelling()
 
@@ -248,7 +302,7 @@ class UNetDock(QWidget):
     def dropEvent(self, event: QDropEvent | None) -> None:
         """Open a checkpoint that was dropped."""
         data = None if event is None else event.mimeData()
-        if event is None or data is None or self.session.running:
+        if event is None or data is None:
             return
         files = [url.toLocalFile() for url in data.urls() if url.isLocalFile()]
         if files:
@@ -268,6 +322,7 @@ class UNetDock(QWidget):
 
     def _let_go(self) -> None:
         self.models.close()
+        self.probing.close()
         self.session.close()
         self.images.disconnect()
         self.settings.disconnect(self._on_preferences)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from qtpy.QtCore import Signal  # type: ignore[attr-defined]
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QDoubleSpinBox,
-    QFormLayout,
+    QGridLayout,
+    QLabel,
     QPushButton,
     QVBoxLayout,
     QWidget,
@@ -21,7 +22,6 @@ from napari_unet._napari.opening import Opened
 from napari_unet._napari.widgets import (
     combo_box,
     folding_button,
-    form_in,
     narrow,
     side_by_side,
     text_line,
@@ -48,11 +48,11 @@ _TEXTS = {
     ),
     "up": ("Up-sampling", "How pixels are doubled. nearest: repeated. linear: blended."),
     "up-activation": (
-        "Activation after up",
+        "Up activation",
         "Whether an activation follows the up-sampling.",
     ),
     "slope": (
-        "Negative slope",
+        "Slope",
         "Of the activation, 0 to 1. 0 is a plain ReLU, 0.1 the leaky one of the Freiburg U-Nets.",
     ),
     "normalisation": (
@@ -66,16 +66,24 @@ _TEXTS = {
         "Added to the scaled grey levels. -0.5 brings 0 to 1 around 0.",
     ),
     "foreground": (
-        "Foreground class",
+        "Foreground",
         "Number of the class that means object, counted from 0; several as 1+2.",
     ),
     "contour": (
-        "Contour class",
+        "Contour",
         "Number of the class that keeps touching objects apart, counted from 0; or none.",
     ),
 }  # fmt: skip
 _SURE = "Tick it once you know that this is right. What is not ticked is assumed. Default: off."
 _DOUBTFUL = "Your answer for the file as it was before it changed. Tick it if it still holds."
+_PROBE = (
+    "Try every combination of what is not ticked on the image, and keep the one that matches the "
+    "labels clearly best. Takes up to a minute."
+)
+_NO_LABELS = (
+    "Needs a Labels layer of the chosen image's size, in which each object is painted with a "
+    "number of its own: open one, or add one and paint some objects."
+)
 _LARGEST_SHIFT = 1e6
 
 
@@ -134,30 +142,33 @@ class Questions(QWidget):
             "What the file does not say of how the network was built and trained.",
         )
         self.hint = text_line()
-        self._form_holder = QWidget()
-        self._form = form_in(self._form_holder)
+        self._grid_holder = QWidget()
+        self._grid = QGridLayout(self._grid_holder)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(6)
+        self._grid.setVerticalSpacing(4)
+        self._grid.setColumnStretch(1, 1)
         self.labels = combo_box(
             [],
             "The Labels layer that holds the right answer for the chosen image: each object "
             "painted with a number of its own. Default: the topmost of the image's size.",
         )
+        native = cast("QComboBox", self.labels.native)
+        native.setPlaceholderText("none fits")
         self.probe = QPushButton("Probe…")
-        self.probe.setToolTip(
-            "Try every combination of what is not ticked on the image, and keep the one that "
-            "matches the labels clearly best."
-        )
         inside = QVBoxLayout(self.body)
         inside.setContentsMargins(0, 0, 0, 4)
         inside.setSpacing(6)
         inside.addWidget(self.hint)
-        inside.addWidget(self._form_holder)
-        inside.addWidget(side_by_side(self.labels.native, self.probe))
+        inside.addWidget(self._grid_holder)
+        inside.addWidget(side_by_side(QLabel("Labels"), native, self.probe))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(3)
         layout.addWidget(self.fold)
         layout.addWidget(self.body)
         self.show_opened(None)
+        self.show_labels([])
 
     @property
     def fields(self) -> dict[str, _Field]:
@@ -192,6 +203,15 @@ class Questions(QWidget):
         self.hint.setText(self._hint())
         self.fold.setText(self._title(self.fold.isChecked()))
 
+    def show_labels(self, layers: list[tuple[str, Any]]) -> None:
+        """Offer layers to probe with: their names, and they themselves."""
+        chosen = self.labels.value
+        self.labels.choices = layers
+        if chosen in [layer for _, layer in layers]:
+            self.labels.value = chosen
+        self.probe.setEnabled(bool(layers))
+        self.probe.setToolTip(_PROBE if layers else _NO_LABELS)
+
     def chain(self) -> list[QWidget]:
         """Widgets in the order of the Tab key."""
         pairs = (widget for field in self._fields.values() for widget in (field.box, field.sure))
@@ -200,10 +220,9 @@ class Questions(QWidget):
     def _hint(self) -> str:
         if not self._assumed:
             return "You answered all of it."
-        count = f"{self._assumed} assumption{'s' * (self._assumed != 1)}"
         return (
-            f"{count}: check and tick what you know, or choose labels that belong to the image "
-            "and click Probe…"
+            "Tick what you know is right. To find out the rest, open an image with labels of its "
+            "objects and click Probe…"
         )
 
     def _title(self, open_: bool) -> str:
@@ -211,13 +230,15 @@ class Questions(QWidget):
         return f"{'▾' if open_ else '▸'} Not in the file: {count}"
 
     def _rebuild(self, keys: list[str]) -> None:
-        while self._form.rowCount():
-            self._form.removeRow(0)
-        self._fields = {key: self._make(key, self._form) for key in keys}
+        while (item := self._grid.takeAt(0)) is not None:
+            if (widget := item.widget()) is not None:
+                widget.setParent(None)
+                widget.deleteLater()
+        self._fields = {key: self._make(key, row) for row, key in enumerate(keys)}
         for before, after in pairwise(self.chain()):
             QWidget.setTabOrder(before, after)
 
-    def _make(self, key: str, form: QFormLayout) -> _Field:
+    def _make(self, key: str, row: int) -> _Field:
         title, tip = _TEXTS[key]
         field = _Field(_box(key), QCheckBox("sure"))
         field.box.setToolTip(tip)
@@ -232,7 +253,8 @@ class Questions(QWidget):
         field.sure.toggled.connect(
             lambda sure: self._say(key) if sure else self.forgotten.emit(key)
         )
-        form.addRow(title, side_by_side(field.box, field.sure))
+        for column, widget in enumerate((QLabel(title), field.box, field.sure)):
+            self._grid.addWidget(widget, row, column)
         return field
 
     def _say(self, key: str, *, written: bool = False) -> None:
