@@ -1,0 +1,93 @@
+"""bioimageio.spec and bioimageio.core as judges of packages: imported late, since they are slow."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Their warnings are their own, and so is the garbage that they collect again and again."""
+    gc.freeze()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        gc.unfreeze()
+
+
+def _handed_on(value, handler, info):  # type: ignore[no-untyped-def]
+    """Stands in for what bioimageio.spec 0.5.12 calls with one argument too many."""
+    ret = handler(value)
+    ret["source"] = _package(value.source, info, sha256=value.sha256)  # type: ignore[name-defined]  # noqa: F821
+    return ret
+
+
+def _handed_on_weights(value, handler, info):  # type: ignore[no-untyped-def]
+    return handler(value)
+
+
+def _mend() -> None:
+    """Let bioimageio.spec 0.5.12 run on pydantic 2.14, whose serializers are stricter."""
+    import pydantic
+    from bioimageio.spec._internal import io_packaging
+    from bioimageio.spec.model import v0_4
+
+    version = tuple(map(int, pydantic.VERSION.split(".")[:2]))
+    if version >= (2, 14):
+        # The functions are already part of many schemas; only their code can be exchanged.
+        io_packaging.package_file_descr_serializer.__code__ = _handed_on.__code__
+        v0_4.package_weights.__code__ = _handed_on_weights.__code__
+
+
+def described(path: Path) -> Any:
+    """The validated description; fails with the validator's own words."""
+    with _quiet():
+        from bioimageio.spec import load_description
+
+        _mend()
+        found = load_description(path, perform_io_checks=True)
+        summary = found.validation_summary
+    errors = [f"{error.loc}: {error.msg}" for error in summary.errors]
+    assert summary.status in ("passed", "valid-format"), errors
+    return found
+
+
+def tested(path: Path) -> Any:
+    """The summary of bioimageio.core's own test run of the weights."""
+    with _quiet():
+        from bioimageio.core import test_description
+
+        _mend()
+        return test_description(path)
+
+
+def logits_of(
+    path: Path, image: NDArray[np.float32], *, blocks: int | None = None
+) -> NDArray[np.float32]:
+    """What bioimageio.core computes for (B, C, [Z,] Y, X), at once or in blocks of a size."""
+    with _quiet():
+        from bioimageio.core import create_prediction_pipeline
+        from bioimageio.core.digest_spec import create_sample_for_model
+
+        model = described(path)
+        sample = create_sample_for_model(model, inputs={"image": image})
+        with create_prediction_pipeline(model) as pipeline:
+            if blocks is None:
+                # Else it would add the halo and take it into the statistics, too.
+                found = pipeline.predict_sample_without_blocking(
+                    sample, skip_input_padding=True, skip_output_cropping=True
+                )
+            else:
+                found = pipeline.predict_sample_with_blocking(sample, ns=blocks)
+    logits: NDArray[np.float32] = found.members["logits"].data.values
+    return logits
