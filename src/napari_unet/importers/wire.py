@@ -16,7 +16,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 # Number, form, and the value: an integer, or first and last byte of what it holds.
 Field = tuple[int, int, int, int]
 
-_MOST_FIELDS = 300_000
+_MOST_FIELDS = 100_000
 
 
 class Wire:
@@ -74,6 +74,8 @@ class Wire:
     def _run(self, position: int, stop: int, size: int) -> int:
         """Count numbers of so many bytes that each have the tag of the first, at `position`."""
         most, window = (stop - position) // (size + 1), 16
+        if most < 2 or self.content[position + size + 1] != self.content[position]:
+            return min(most, 1)
         while True:
             count = min(window, most)
             tags = np.frombuffer(self.content, np.uint8, count * (size + 1), position)
