@@ -175,13 +175,13 @@ class _Builder:
                 self._put(places[name, 0], Node(prefix + name, "Identity", {}, tuple(inputs)))
                 continue
             for number, (given, arguments) in enumerate(_calls(layer)):
-                given_keys = tuple(places[source] for source in given)
+                given_keys = tuple(_place(places, source) for source in given)
                 self._call(
                     layer, prefix + name, places[name, number], given_keys, arguments, nesting
                 )
             if not any(True for _ in _calls(layer)):
                 self._call(layer, prefix + name, places[name, 0], (), (), nesting)
-        return places[outputs[0]]
+        return _place(places, outputs[0])
 
     def _add_chain(
         self, layers: Sequence[Mapping[str, Any]], prefix: str, inputs: Sequence[str], nesting: int
@@ -230,6 +230,14 @@ class _Builder:
     @staticmethod
     def _key(name: str, number: int) -> str:
         return f"{name}:{number}" if number else name
+
+
+def _place(places: Mapping[tuple[str, int], str], source: tuple[str, int]) -> str:
+    """Where a call has its output."""
+    if source in places or (source[0], 1) in places:
+        return places[source]
+    # A model inside is called once, but counts the making of itself as a call, too.
+    return places[source[0], 0]
 
 
 def _field(config: Any, key: str) -> Any:

@@ -94,9 +94,11 @@ def reading_from(hdf5: Hdf5, path: Path) -> Reading:
         reading = reading_of_model(parse_config(text), weights, "Keras HDF5 model")
     elif names := _texts(attributes, "layer_names"):
         named = _by_name(hdf5, "")
-        # Layers without weights tell, too: they stand in the order of the model.
-        layers = {name: named.get(name, {}) for name in names}
-        reading = reading_of_weights(layers, is_ordered=True)
+        # Layers without weights tell, too: they stand in the order of the model. Inside of another
+        # model only those with weights are known.
+        nested = any("/" in name for name in named)
+        layers = named if nested else {name: named.get(name, {}) for name in names}
+        reading = reading_of_weights(layers, is_ordered=not nested)
     else:
         reading = reading_of_weights(_unnamed(hdf5), is_ordered=False)
     return replace(reading, notes=wrote)
@@ -124,19 +126,21 @@ def _texts(attributes: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _by_name(hdf5: Hdf5, root: str) -> dict[str, dict[str, NDArray[Any]]]:
-    """Weights of Keras 2's groups: by layer, also behind the model that it is inside of."""
+    """Weights of Keras 2's groups by layer, behind the name of the model that it is inside of."""
     found: dict[str, dict[str, NDArray[Any]]] = {}
     for layer in _texts(hdf5.attributes.get(root or "/", {}), "layer_names"):
         group = f"{root}/{layer}"
+        inside: dict[str, dict[str, NDArray[Any]]] = {}
         for name in _texts(hdf5.attributes.get(group, {}), "weight_names"):
             array = hdf5.datasets.get(f"{group}/{name}")
             role = name.rpartition("/")[2].partition(":")[0]
-            if array is None or role not in _ROLES:
-                continue
-            inner = name.split("/")[-2] if name.count("/") else layer
-            # Names can be counted on when a model is loaded again: conv2d_1_1 is conv2d_1's.
-            for key in dict.fromkeys((layer, f"{layer}/{inner}")):
-                found.setdefault(key, {}).setdefault(role, array)
+            if array is not None and role in _ROLES:
+                inside.setdefault(f"/{name}".split("/")[-2], {}).setdefault(role, array)
+        if len(inside) == 1:
+            # Its weights may bear another name: a model that is loaded again counts on.
+            found[layer] = next(iter(inside.values()))
+        else:
+            found.update({f"{layer}/{name}": arrays for name, arrays in inside.items()})
     return found
 
 

@@ -60,7 +60,7 @@ def reading_of_weights(layers: Weights, *, is_ordered: bool) -> Reading:
     facts, family = {}, _FAMILY
     if any(kind in _CROPS for kind in kinds):
         facts["padding"] = "valid"
-    elif is_ordered and not any(kind in _OTHER_CROPS for kind in kinds):
+    elif is_ordered and layout.up and not any(kind in _OTHER_CROPS for kind in kinds):
         family = replace(family, padding="same")
     order = _norm_order(names, kinds, layers) if is_ordered else None
     epsilon = (
