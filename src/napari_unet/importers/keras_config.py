@@ -132,6 +132,8 @@ def graph_of(model: Mapping[str, Any]) -> Graph:
     builder = _Builder()
     try:
         output = builder.add(model, "", (), 0)
+    except CheckpointError:
+        raise
     except _DAMAGE as error:
         raise CheckpointError(
             f"the model's description is damaged ({type(error).__name__}: {str(error)[:80]}); "

@@ -39,6 +39,9 @@ from napari_unet.importers.keras_plan import Plan, Step, Up
 
 __all__ = ["read_plan"]
 
+# What an encoder's map can come from.
+_ENCODER = (*CONVOLUTIONS, *NORMS, *ACTIVATIONS, *POOLS, "InputLayer")
+
 
 def read_plan(graph: Graph) -> Plan:
     """Recognise a U-Net in a graph.
@@ -115,17 +118,17 @@ class _Reader:
             self._check_skip(len(pools), len(merge), entry, node)
             block, source = self._block(entry)
             down.append(block)
-        if len(pools) != len(merge):
-            raise CheckpointError(
-                f"its graph has {len(pools)} poolings and {len(merge)} concatenations, which is "
-                "no U-Net."
-            )
         rescaling = None
         if self.nodes[source].kind == "Rescaling":
             rescaling = rescaling_of(self.nodes[source])
             source = self._plain(self._given(self.nodes[source]))
         if self.nodes[source].kind != "InputLayer":
             raise refused(self.nodes[source])
+        if len(pools) != len(merge):
+            raise CheckpointError(
+                f"its graph has {len(pools)} poolings and {len(merge)} concatenations, which is "
+                "no U-Net."
+            )
         pools.reverse()
         self._check_ups(ups, pools)
         return Plan(
@@ -233,7 +236,7 @@ class _Reader:
             crop = self.nodes[skip]
             crops.insert(0, crop_of(crop, self.ndim, self.size, channels_first=self.channels_first))
             skip = self._plain(self._given(crop))
-        if self.nodes[skip].kind in ("Lambda", "TFOpLambda"):
+        if self.nodes[skip].kind not in _ENCODER:
             raise refused(self.nodes[skip])
         self.skips.append(skip)
         self.crops.append(tuple(crops))
@@ -249,8 +252,9 @@ class _Reader:
         if node.kind in CONVOLUTIONS:
             before = self._tail(self._given(node))
             source = self.nodes[before.main]
-            if source.kind not in UPSAMPLINGS or before.order:
+            if source.kind not in UPSAMPLINGS:
                 return None
+            self._check_bare(source, before)
             kernel = extents(node, "kernel_size", self.ndim)
             if any(n != 1 for n in kernel):
                 raise CheckpointError(
@@ -267,10 +271,7 @@ class _Reader:
 
     def _bare_up(self, node: Node, tail: _Tail) -> tuple[Up, str]:
         """Read an up-sampling with its convolution before it, or with none."""
-        if tail.order:
-            raise CheckpointError(
-                f"norms or activations right behind its up-sampling {node.layer} are not run."
-            )
+        self._check_bare(node, tail)
         factor, how = extents(node, "size", self.ndim), interpolation_of(node)
         before = self._tail(self._given(node))
         source = self.nodes[before.main]
@@ -283,6 +284,12 @@ class _Reader:
                 return Up(step, factor, how), self._given(source)
         bare = Step(node.layer, (1,) * self.ndim, "valid")
         return Up(bare, factor, how, is_bare=True), self._given(node)
+
+    def _check_bare(self, node: Node, tail: _Tail) -> None:
+        if tail.order:
+            raise CheckpointError(
+                f"norms or activations right behind its up-sampling {node.layer} are not run."
+            )
 
     def _check_skip(self, number: int, concatenations: int, entry: str, pool: Node) -> None:
         """See that a concatenation takes what is pooled at its level."""

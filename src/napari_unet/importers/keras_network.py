@@ -60,6 +60,8 @@ def reading_of_model(model: Mapping[str, Any], weights: Weights, kind: str) -> R
     try:
         plan = read_plan(graph)
         tensors = _tensors(plan, weights, graph.nodes)
+    except CheckpointError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"the model's description is damaged ({type(error).__name__}: {str(error)[:80]}); "
