@@ -14,6 +14,7 @@ than 5 seconds, more than 1 GiB beyond the file, code that runs. Ends with 1 if 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import queue
 import subprocess
@@ -33,6 +34,7 @@ from fuzz_seeds import Seed, seeds
 _SECONDS = 5.0
 _START = 120.0  # of a worker, which imports torch and reads the sound files
 _QUICK = 300
+_MOST_SHOWN = 50
 _EVERY = 500  # cases after which a worker starts anew
 
 
@@ -53,6 +55,7 @@ class Worker:
         script = Path(__file__).with_name("fuzz_worker.py")
         self.command = [sys.executable, str(script), str(manifest), str(work)]
         self.process: subprocess.Popen[str] | None = None
+        self.listener: threading.Thread | None = None
         self.answers: queue.Queue[str] = queue.Queue()
         self.cases = 0
 
@@ -66,7 +69,10 @@ class Worker:
                 stderr=subprocess.DEVNULL,
                 text=True,
             )
-            threading.Thread(target=_listen, args=(self.process, self.answers), daemon=True).start()
+            self.listener = threading.Thread(
+                target=_listen, args=(self.process, self.answers), daemon=True
+            )
+            self.listener.start()
             self.cases = 0
         return self.process
 
@@ -80,12 +86,15 @@ class Worker:
             process.stdin.write(json.dumps(case) + "\n")
             process.stdin.flush()
             line = self.answers.get(timeout=wait)
-        except (queue.Empty, OSError):
-            line = "" if process.poll() is not None else "slow"
-        if line in ("", "slow"):
-            code = process.poll()
+        except queue.Empty:
+            why = f"no answer in {wait:.0f} s"
+        except OSError as error:
+            why = f"the process ended: {error}"
+        else:
+            # An empty line is the end of its output.
+            why = "" if line else f"the process ended with {process.wait(_START)}"
+        if why:
             self.stop()
-            why = f"no answer in {wait:.0f} s" if line else f"the process ended with {code}"
             return {"result": "violation", "why": why, "what": "", "seconds": wait, "mib": 0}
         if self.cases >= _EVERY:
             self.stop()
@@ -97,6 +106,12 @@ class Worker:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            if self.listener is not None:
+                self.listener.join()
+            for pipe in (self.process.stdin, self.process.stdout):
+                with contextlib.suppress(OSError):  # what was written last is of no use now
+                    if pipe is not None:
+                        pipe.close()
             self.process = None
 
 
@@ -169,7 +184,7 @@ def _print(tallies: dict[str, Tally], violations: list[str], seconds: float) -> 
         print(f"{kind:32}{counts}{tally.seconds:>7.2f} s{tally.mib:>5} MiB")
     total = sum(sum(tally.results.values()) for tally in tallies.values())
     print(f"{total} files in {seconds:.0f} s, {len(violations)} violations")
-    for violation in violations:
+    for violation in violations[:_MOST_SHOWN]:
         print(violation)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from napari_unet.errors import CheckpointError
 from napari_unet.geometry import Geometry
 from napari_unet.importers.caffe_walk import CaffeLayer, Joint, Node, Walk
+from napari_unet.importers.concatenations import Cut, Level, check_concatenations
 from napari_unet.importers.layouts import Family, Layout, Shape, Unit
 
 __all__ = ["CaffeGraph", "read_graph"]
@@ -155,6 +157,8 @@ class _Facts:
                 "The network's definition does not end every convolution in one and the same "
                 "ReLU; such a U-Net is not run."
             )
+        if not math.isfinite(slope[0]):
+            raise CheckpointError("The slope of the network's ReLUs is no number.")
         facts = {"slope": f"{slope[0]:.7g}"}
         return {**facts, "up-activation": "yes" if ups == {slope} else "no"} if ups else facts
 
@@ -169,6 +173,8 @@ class _Facts:
                 if len(values) != 1:
                     raise CheckpointError(f"{layer.name} shifts channels apart; it is not run.")
                 shift += values.pop()
+        if not math.isfinite(shift):
+            raise CheckpointError("What is added to the image is no number.")
         return {"shift": f"{shift:.7g}"} if shift else {}
 
     def _order(self) -> str:
@@ -179,7 +185,8 @@ class _Facts:
 
 
 def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> dict[str, str]:
-    """Say where maps of two sizes meet, and where channels are not halved."""
+    """See that maps fit; say where two sizes meet, and where channels are not halved."""
+    _check_crops(layout, pools, joints)
     kernels = [block[0].shape[2:] for block in layout.down]
     size = tuple(axis.below(572) or axis.smallest for axis in Geometry.of(kernels, pools).axes)
     missing: list[str] = []
@@ -193,8 +200,6 @@ def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> d
         if joint.crop is None:
             each = str(crop[0]) if len(set(crop)) == 1 else _by(crop)
             missing.append(f"at level {level} {_by(size)} meets {_by(small)}: crop {each} per side")
-        else:
-            _check_crop(joint.crop.layer, crop)
         size = tuple(n // pool for n, pool in zip(size, pools[level], strict=True))
     notes: dict[str, str] = {}
     if missing:
@@ -212,14 +217,33 @@ def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> d
     return notes
 
 
-def _check_crop(layer: CaffeLayer, crop: Sequence[int]) -> None:
-    """See that a crop takes the centre; without an offset it is Freiburg's, which does."""
-    offset = _extents(layer, "offset", len(crop))
-    if offset and offset != tuple(crop):
-        raise CheckpointError(
-            f"{layer.name} crops {_by(offset)} px from the first edge where the centre begins at "
-            f"{_by(crop)}; such a U-Net is not run."
+def _check_crops(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> None:
+    """See that the crops take the centre and that channels add up."""
+    axes = len(layout.head.shape) - 2
+
+    def lost(block: Sequence[Unit]) -> tuple[int, ...]:
+        return tuple(sum(unit.shape[2 + axis] - 1 for unit in block) for axis in range(axes))
+
+    levels = [
+        Level(lost(layout.down[level]), layout.down[level][-1].shape[0], pool, lost(merge),
+              up.shape[1], merge[0].shape[1], _cut(joint, axes))
+        for level, (pool, merge, up, joint) in enumerate(
+            zip(pools, layout.merge, layout.up, joints, strict=True)
         )
+    ]  # fmt: skip
+    levels.append(Level(lost(layout.down[-1]), layout.down[-1][-1].shape[0]))
+    check_concatenations(levels, [None] * axes)
+
+
+def _cut(joint: Joint, axes: int) -> Cut:
+    """Where a crop starts and stops; without an offset it is Freiburg's, which takes the centre."""
+    offset = _extents(joint.crop.layer, "offset", axes) if joint.crop else ()
+
+    def cut(axis: int, have: int, want: int) -> tuple[int, int]:
+        start = offset[axis] if offset else (have - want) // 2
+        return start, start + want
+
+    return cut
 
 
 def _extents(layer: CaffeLayer, setting: str, axes: int) -> Shape:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.caffe_walk import CaffeLayer
 from napari_unet.importers.prototxt import Message, parse_prototxt
@@ -29,6 +31,7 @@ _FIELDS: dict[str, dict[str, tuple[str, ...]]] = {
     "power_param": {"shift": ("shift",), "scale": ("scale",), "power": ("power",)},
     "value_transformation_param": {"shift": ("offset",), "scale": ("scale",)},
 }
+_LARGEST = 1e9
 _WORDS = {"true": 1.0, "false": 0.0, "MAX": 0.0, "AVE": 1.0, "STOCHASTIC": 2.0}
 
 
@@ -93,9 +96,12 @@ def _values(message: Message, name: str) -> list[float]:
     for value in message.get(name, ()):
         for word in _words(value, "v") if isinstance(value, dict) else [value]:
             try:
-                found.append(_WORDS[word] if word in _WORDS else float(word[:40]))
-            except ValueError as error:
+                number = _WORDS[word] if word in _WORDS else float(word[:40])
+            except ValueError:
+                number = math.nan
+            if not abs(number) < _LARGEST:
                 raise CheckpointError(
                     f"The network's definition gives {name} as {word[:20]!r}, which is no number."
-                ) from error
+                )
+            found.append(number)
     return found
