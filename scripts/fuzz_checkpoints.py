@@ -89,10 +89,10 @@ class Worker:
         except queue.Empty:
             why = f"no answer in {wait:.0f} s"
         except OSError as error:
-            why = f"the process ended: {error}"
+            why, wait = f"the process ended: {error}", 0.0
         else:
             # An empty line is the end of its output.
-            why = "" if line else f"the process ended with {process.wait(_START)}"
+            why, wait = "" if line else f"the process ended with {process.wait(_START)}", 0.0
         if why:
             self.stop()
             return {"result": "violation", "why": why, "what": "", "seconds": wait, "mib": 0}
