@@ -13,13 +13,24 @@ import traceback
 from collections.abc import Sequence
 
 from napari_unet._version import __version__
-from napari_unet.cli import convert, demo, doctor, evaluate, export, segment, shapes, show, verify
+from napari_unet.cli import (
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    probe,
+    segment,
+    shapes,
+    show,
+    verify,
+)
 from napari_unet.errors import Cancelled, OptionError, ValidUNetError
 
 __all__ = ["main"]
 
 _BUG, _USAGE, _BAD_INPUT, _INTERRUPTED = 1, 2, 4, 130
-_COMMANDS = (segment, verify, shapes, show, convert, export, evaluate, doctor, demo)
+_COMMANDS = (segment, verify, shapes, show, probe, convert, export, evaluate, doctor, demo)
 _ISSUES = "https://github.com/napari-valid-unet/napari-valid-unet/issues"
 _EXAMPLES = """\
 examples:

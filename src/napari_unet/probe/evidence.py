@@ -1,13 +1,19 @@
 """How well a foreground probability agrees with an annotation, and how sure that is.
 
-The score is 1 - 4 x the mean squared error (Brier score) of the probability, where object pixels
-and background pixels weigh alike: no threshold enters, yet a network that is fed wrong grey levels
-and is wrongly sure of itself pays for it, which it would not in a mere ranking of pixels.
+Two measures, both free of a threshold:
+
+- the *score*, the Brier skill: 1 - mean squared error of the probability / that of a constant
+  which knows how much foreground there is. A network that is fed wrong grey levels and is wrongly
+  sure of itself pays for it. Classes are not balanced: networks learn probabilities as frequent
+  as objects are, and weights would favour those that draw too generously.
+- the *ranking*, the area under the ROC curve: how often a pixel of an object comes before one of
+  the background, however sure the network is.
 
 Neighbouring pixels are right or wrong together. So errors are summed over blocks at least as large
 as objects, and the uncertainty is that of the blocks: the linearised form of leaving out one after
 the other (delete-one jackknife), which equals the bootstrap of blocks for many of them and needs no
-random numbers. Two combinations are compared block by block.
+random numbers. For the ranking this is the variance of DeLong with blocks for patients. Two
+combinations are compared block by block.
 """
 
 from __future__ import annotations
@@ -25,6 +31,7 @@ __all__ = ["Blocks", "contrast", "errors_of"]
 
 _CONFIDENCE = 0.995  # one side: intervals of 99 %
 _FEWEST = 4  # blocks of either kind, to say anything
+_LEVELS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,21 +65,32 @@ class Blocks:
         freedom = max(int((self.counts > 0).sum(1).min()) - 1, 1)
         return float(stats.t.ppf(_CONFIDENCE, freedom))
 
-    def score(self, errors: NDArray[np.float64]) -> float:
-        """1 for no error, 0 for a coin toss.
+    def score(self, squared: NDArray[np.float64]) -> float:
+        """1 for no error, 0 for what a constant achieves.
 
         Parameters
         ----------
-        errors : ndarray of shape (2, blocks)
-            What `errors_of` gave.
+        squared : ndarray of shape (2, blocks)
+            Squared errors, of background and of objects.
         """
-        return float(1 - 2 * (errors.sum(1) / self.counts.sum(1)).sum())
+        return float(1 - squared.sum() * (1 / self.counts.sum(1)).sum())
 
-    def influence(self, errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    def score_influence(self, squared: NDArray[np.float64]) -> NDArray[np.float64]:
         """How much each block moves the score; the sum is 0."""
         total = self.counts.sum(1, keepdims=True)
-        mean = errors.sum(1, keepdims=True) / total
-        moved: NDArray[np.float64] = -2 * ((errors - mean * self.counts) / total).sum(0)
+        norm = (self.counts / total**2).sum(0)
+        moved: NDArray[np.float64] = squared.sum() * norm - squared.sum(0) * (1 / total).sum()
+        return moved
+
+    def ranking(self, wrong: NDArray[np.float64]) -> float:
+        """Area under the ROC curve; `wrong` is the second of what `errors_of` gives."""
+        return float(1 - (wrong.sum(1) / self.counts.sum(1)).mean())
+
+    def ranking_influence(self, wrong: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How much each block moves the ranking; the sum is 0."""
+        total = self.counts.sum(1, keepdims=True)
+        mean = wrong.sum(1, keepdims=True) / total
+        moved: NDArray[np.float64] = -((wrong - mean * self.counts) / total).sum(0)
         return moved
 
     def reach(self, influence: NDArray[np.float64]) -> float:
@@ -83,15 +101,55 @@ class Blocks:
         return float(self.quantile * spread)
 
 
-def errors_of(patch: Patch, foreground: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Squared errors of a probability, summed by truth and block: (2, blocks)."""
-    return _by_block(patch, np.square(foreground - (patch.truth > 0)))
+def errors_of(
+    patches: Sequence[Patch], foreground: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float64]:
+    """Sum the errors of a probability by truth and block.
+
+    Parameters
+    ----------
+    patches : sequence of Patch
+        Where.
+    foreground : sequence of ndarray
+        The probability, for each patch.
+
+    Returns
+    -------
+    ndarray of shape (2, 2, blocks)
+        Squared errors, and for each pixel the part of the other kind that it ranks wrongly with.
+    """
+    squared = [
+        _by_block(patch, np.square(values - (patch.truth > 0)))
+        for patch, values in zip(patches, foreground, strict=True)
+    ]
+    levels = [_level(values) for values in foreground]
+    counts: NDArray[np.float64] = np.zeros((2, _LEVELS))
+    for patch, level in zip(patches, levels, strict=True):
+        for kind in (0, 1):
+            counts[kind] += np.bincount(level[patch.truth == kind], minlength=_LEVELS)
+    share = counts / counts.sum(1, keepdims=True)
+    below = np.cumsum(share, axis=1) - share / 2  # ties count half
+    wrong = np.stack([below[1], 1 - below[0]])
+    ranked = [
+        _by_block(patch, np.where(patch.truth > 0, wrong[1][level], wrong[0][level]))
+        for patch, level in zip(patches, levels, strict=True)
+    ]
+    return np.stack([np.concatenate(squared, axis=1), np.concatenate(ranked, axis=1)])
+
+
+def _level(values: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Bins of log-odds, fine enough for ranks far out in the tails."""
+    clipped = np.clip(values, 1e-7, 1 - 1e-7)
+    odds = np.log(clipped / (1 - clipped))
+    level: NDArray[np.intp] = ((odds + 17) * (_LEVELS / 34)).astype(np.intp)
+    return level
 
 
 def _by_block(patch: Patch, values: NDArray[np.floating]) -> NDArray[np.float64]:
     count = int(patch.blocks.max()) + 1
     known = patch.truth >= 0
-    place = patch.blocks[known] + count * patch.truth[known]
+    # The truth is one byte wide: widen it before it is multiplied.
+    place = patch.blocks[known] + count * patch.truth[known].astype(np.intp)
     return np.bincount(place, values[known], 2 * count).astype(np.float64).reshape(2, count)
 
 

@@ -36,9 +36,9 @@ class Candidate:
     assume : mapping of str to str
         An answer to every question that the file leaves open, as `load_model` takes them.
     score : float
-        1 where every pixel is sure and right, 0 where it is a coin toss, below 0 where it is
-        wrong: 1 - 4 x the mean squared error of the foreground's probability, object pixels and
-        background pixels counting alike.
+        1 where every pixel is sure and right, 0 where it is no better than a constant, below 0
+        where it is worse: 1 - mean squared error of the foreground's probability / that of the
+        part of the pixels that is foreground (Brier skill score).
     low, high : float
         Ends of its 99 % confidence interval.
     """

@@ -68,17 +68,11 @@ class Runner:
         return examine(self.reading, assume)
 
     def errors(self, assume: Mapping[str, str], patches: Sequence[Patch]) -> Errors:
-        """Squared errors, block by block, of every set of classes that could be the objects."""
+        """Errors, block by block, of every set of classes that could be the objects."""
         maps = self.probabilities(assume, patches)
         unions = self.roles.unions or _prefixes(patches, maps)
         return {
-            union: np.concatenate(
-                [
-                    errors_of(patch, found[sorted(union)].sum(0))
-                    for patch, found in zip(patches, maps, strict=True)
-                ],
-                axis=1,
-            )
+            union: errors_of(patches, [found[sorted(union)].sum(0) for found in maps])
             for union in unions
         }
 

@@ -261,7 +261,7 @@ class _Search:
 
     def _ranked(self, scored: Mapping[Combination, Errors], blocks: Blocks) -> list[Combination]:
         """Sort combinations by the score of their best set of classes."""
-        best = {c: max(map(blocks.score, errors.values())) for c, errors in scored.items()}
+        best = {c: max(blocks.score(e[0]) for e in errors.values()) for c, errors in scored.items()}
         return sorted(best, key=lambda c: (-best[c], c))
 
     def _beam(
@@ -307,7 +307,7 @@ class _Search:
         """Say what clearly wins."""
         blocks, roles = Blocks.of(patches), self.runner.roles
         winner = self._ranked(scored, blocks)[0]
-        union = max(scored[winner], key=lambda u: blocks.score(scored[winner][u]))
+        union = max(scored[winner], key=lambda u: blocks.score(scored[winner][u][0]))
         contour = self._contour(winner, union, patches)
         rows = [
             Row({**self._assume(c), **roles.answers(u, contour if u == union else None)}, errors)

@@ -14,9 +14,11 @@ from napari_unet.probe.outcome import Candidate, Probe
 __all__ = ["Row", "judge"]
 
 # A score that a network which was never trained for this picture does not reach; see docs/probe.md.
-FLOOR = 0.6
-# Differences of less make no difference to a result.
-MARGIN = 0.01
+FLOOR = 0.7
+# Pictures differ in more than what blocks of one picture tell: contrast, how generously somebody
+# drew. Differences below `MARGIN` are none; from there to `LARGE` the ranking has to agree.
+MARGIN = 0.03
+LARGE = 0.05
 _MOST_SHOWN = 100
 
 
@@ -28,8 +30,8 @@ class Row:
     ----------
     assume : mapping of str to str
         Its answers, those about classes included.
-    errors : ndarray of shape (2, blocks)
-        Squared errors.
+    errors : ndarray of shape (2, 2, blocks)
+        What `errors_of` gave.
     """
 
     assume: Mapping[str, str]
@@ -52,8 +54,8 @@ def judge(
     given : mapping of str to str
         What the person said; it is part of the answer.
     """
-    scores = np.array([blocks.score(row.errors) for row in rows])
-    influences = [blocks.influence(row.errors) for row in rows]
+    scores = np.array([blocks.score(row.errors[0]) for row in rows])
+    influences = [blocks.score_influence(row.errors[0]) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (-scores[i], _changes(rows[i], habit)))
     candidates = tuple(
         Candidate(
@@ -66,11 +68,7 @@ def judge(
     )
     top = order[0]
 
-    def rivals(i: int) -> bool:
-        ahead = scores[top] - scores[i]
-        return bool(ahead < MARGIN or ahead <= blocks.reach(influences[top] - influences[i]))
-
-    equal = [i for i in order if rivals(i)]
+    equal = [i for i in order if not _clearly_worse(rows[i], rows[top], blocks)]
     values = {
         key: tuple(dict.fromkeys(rows[i].assume[key] for i in equal)) for key in rows[top].assume
     }
@@ -92,6 +90,18 @@ def judge(
     behind = float(scores[clearly_behind[0]]) if clearly_behind else None
     sentence = _found({**decided, **moved}, candidates[0], behind, opened, settled)
     return Probe(candidates, best, sentence, opened)
+
+
+def _clearly_worse(row: Row, top: Row, blocks: Blocks) -> bool:
+    """Whether one answer can be given up for another."""
+    (best, first), (squared, wrong) = top.errors, row.errors
+    ahead = blocks.score(best) - blocks.score(squared)
+    moved = blocks.score_influence(best) - blocks.score_influence(squared)
+    if ahead < MARGIN or ahead <= blocks.reach(moved):
+        return False
+    ranked = blocks.ranking(first) - blocks.ranking(wrong)
+    moved = blocks.ranking_influence(first) - blocks.ranking_influence(wrong)
+    return ahead >= LARGE or ranked > blocks.reach(moved)
 
 
 def _changes(row: Row, habit: Mapping[str, str]) -> int:
