@@ -76,7 +76,7 @@ def import_checkpoint(path: Path, assume: Mapping[str, object] | None = None) ->
     except CheckpointError as error:
         raise CheckpointError(f"{path.name}: {error}") from error
     origin = replace(finding.origin, ignored=(*finding.origin.ignored, *outside))
-    card = Card(
+    card = reading.card or Card(
         name=(reading.name or path.stem)[:200] or "imported",
         config=finding.config,
         normalisation=finding.normalisation,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from napari_unet.card import ClassInfo
+from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
 from napari_unet.importers.concatenations import Level, check_concatenations
@@ -68,6 +68,8 @@ def examine(reading: Reading, assume: Mapping[str, object] | None = None) -> Fin
         If an assumption is none, or the file itself contradicts it.
     """
     given = check_assumptions(assume or {})
+    if reading.card is not None:
+        return _declared(reading.card, reading, given)
     shapes = {key: tuple(tensor.shape) for key, tensor in reading.tensors.items()}
     layout = reading.layout or find_layout(shapes) or match_graph(shapes, ordered=reading.ordered)
     units = _units(layout)
@@ -106,6 +108,24 @@ def examine(reading: Reading, assume: Mapping[str, object] | None = None) -> Fin
             given=given,
             ignored=layout.unused,
             warnings=(*reading.warnings, *_border_warning(layout, facts)),
+        ),
+    )
+
+
+def _declared(card: Card, reading: Reading, given: Mapping[str, str]) -> Finding:
+    """Believe a file that says all about its network."""
+    if given:
+        raise OptionError("The file says all about its network; assume nothing.")
+    return Finding(
+        card.config,
+        card.normalisation,
+        card.classes,
+        {key: key for key in reading.tensors},
+        Origin(
+            format=reading.kind,
+            family="napari-valid-unet",
+            read=_told(card.config, up_norm=card.config.up_norm),
+            warnings=reading.warnings,
         ),
     )
 

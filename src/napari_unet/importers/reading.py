@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from napari_unet.card import ClassInfo
+from napari_unet.card import Card, ClassInfo
 from napari_unet.importers.layouts import Layout
 from napari_unet.intensity import Normalisation
 
@@ -46,6 +46,9 @@ class Reading:
         What else the file says, by heading: authors, licence, description.
     warnings : tuple of str
         Sentences about what differs from the program that wrote the file.
+    card : Card, optional
+        Where the file says all about its network, under the names of our own: then nothing is
+        open, and `card` is held against the tensors already.
     """
 
     kind: str
@@ -59,3 +62,4 @@ class Reading:
     spacing: tuple[float, ...] | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    card: Card | None = None
