@@ -229,7 +229,10 @@ def _convolution(p: dict[str, Any]) -> bytes:
 
 
 def _pooling(p: dict[str, Any]) -> bytes:
-    return whole(1, 0) + whole(2, p["kernel_size"]) + whole(3, p["stride"])
+    sizes = [
+        p[name] if isinstance(p[name], tuple) else (p[name],) for name in ("kernel_size", "stride")
+    ]
+    return whole(1, 0) + b"".join(whole(n, v) for n, s in enumerate(sizes, 2) for v in s)
 
 
 _PARAMETERS: dict[str, tuple[int, int, Any]] = {
@@ -330,3 +333,44 @@ def _loss(net: Caffe, axis: int, out: int) -> int:
     for level in reversed(range(net.depth)):
         size = size * net.pool(level)[axis] + 2 * (net.kernel(level)[axis] - 1)
     return size
+
+
+def interpreted(net: Caffe, weights: dict[str, tuple[Array, Array]], image: Array) -> Array:
+    """Run the layers one after the other, blob by blob, as Freiburg's Caffe does."""
+    import torch
+    from torch.nn import functional
+
+    conv = (functional.conv2d, functional.conv3d)[net.dims - 2]
+    upconv = (functional.conv_transpose2d, functional.conv_transpose3d)[net.dims - 2]
+    pool = (functional.max_pool2d, functional.max_pool3d)[net.dims - 2]
+    blobs = {"data": torch.from_numpy(image)}
+    for layer in layers(net):
+        inputs = [blobs[name] for name in layer["bottom"]]
+        own = [torch.from_numpy(values) for values in weights.get(layer["name"], ())]
+        match layer["type"]:
+            case "Convolution":
+                made = conv(inputs[0], *own)
+            case "Deconvolution":
+                made = upconv(inputs[0], *own, stride=layer["convolution_param"]["stride"])
+            case "ReLU":
+                made = functional.leaky_relu(inputs[0], net.slope)
+            case "Pooling":
+                made = pool(inputs[0], layer["pooling_param"]["kernel_size"])
+            case "Power":
+                made = inputs[0] + net.shift
+            case "Crop":
+                made = _centre(*inputs)
+            case "Concat":
+                small = min(inputs, key=lambda blob: blob.shape[-1])
+                made = torch.cat([_centre(blob, small) for blob in inputs], 1)
+            case _:
+                made = inputs[0]
+        blobs[layer["top"][0]] = made
+    return np.asarray(blobs["score"])
+
+
+def _centre(blob: Any, like: Any) -> Any:
+    for axis in range(2, blob.ndim):
+        extra = blob.shape[axis] - like.shape[axis]
+        blob = blob.narrow(axis, extra // 2, like.shape[axis])
+    return blob

@@ -14,6 +14,7 @@ from caffe_networks import (
     Array,
     Caffe,
     caffemodel,
+    interpreted,
     prototxt,
     random_weights,
     write_h5,
@@ -86,6 +87,41 @@ def test_logits_are_those_of_opencv(name: str, tmp_path: Path) -> None:
     assert not {"padding", "order", "slope", "up-activation", "shift"} & set(again.origin.assumed)
 
 
+COARSE = Caffe(
+    (2, 3, 4), dims=3, crops=False, shift=-0.5, classes=3,
+    kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), pools=((1, 2, 2), (2, 2, 2)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        COARSE,
+        Caffe((2, 3), dims=3, crops=False, slope=0.0),
+        Caffe((3, 4, 5), (6, 2), crops=False),
+        Caffe((4,), classes=3, score="conv_d0c-score"),
+        Caffe((2, 3), kernels=((1, 3), (3, 3)), pools=((1, 2),), crops=False),
+    ],
+    ids=["coarse planes", "volume", "no crop layers", "one level", "one axis"],
+)
+def test_logits_are_those_of_the_layers_one_by_one(net: Caffe, tmp_path: Path) -> None:
+    weights = random_weights(net)
+    path = write_h5(tmp_path / "net.caffemodel.h5", net, weights, compression="gzip")
+    bare = load_model(path)
+    shape = (1, net.channels, *size_of(bare))
+    image = np.random.default_rng(1).random(shape, np.float32)
+    judged = interpreted(net, weights, image)
+    write_modeldef(tmp_path / "net.modeldef.h5", net)
+    model = load_model(path)
+    shifted = image + np.float32(net.shift)
+    np.testing.assert_allclose(logits(model, shifted), judged, atol=1e-4)
+    if net.slope == 0.1:  # the habit
+        assert np.array_equal(logits(bare, shifted), logits(model, shifted))
+    binary = tmp_path / "net.caffemodel"
+    binary.write_bytes(caffemodel(net, weights))
+    assert np.array_equal(logits(load_model(binary), shifted), logits(model, shifted))
+
+
 @pytest.mark.parametrize("style", ["packed", "unpacked", "double", "legacy"])
 @pytest.mark.parametrize("v1", [False, True])
 @pytest.mark.parametrize("graph", [False, True])
@@ -122,10 +158,7 @@ def test_without_a_definition_the_habits_are_assumed(tmp_path: Path) -> None:
 
 
 def test_volumes_with_coarse_planes(tmp_path: Path) -> None:
-    net = Caffe(
-        (2, 3, 4), dims=3, crops=False, shift=-0.5, classes=3,
-        kernels=((1, 3, 3), (3, 3, 3), (3, 3, 3)), pools=((1, 2, 2), (2, 2, 2)),
-    )  # fmt: skip
+    net = COARSE
     path = write_h5(tmp_path / "v.caffemodel.h5", net, random_weights(net), compression="gzip")
     write_modeldef(tmp_path / "v.modeldef.h5", net, element_size_um=[0.5, 0.25, 0.25])
     model = load_model(path)
