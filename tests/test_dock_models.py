@@ -91,10 +91,11 @@ def test_the_passport_says_what_was_read_and_what_was_assumed(
     origin = load_model(path).origin
     questions = dock.controls.questions
     assert not questions.isHidden()
-    assert answers(dock) == dict(origin.assumed)
+    # Numbers are written as a person writes them.
+    assert answers(dock) == {**origin.assumed, "slope": "0", "shift": "0"}
     assert list(answers(dock)) == [key for key in CHOICES if key in origin.assumed]
     assert not any(field.sure.isChecked() for field in questions.fields.values())
-    assert questions.fold.text() == f"▸ Not in the file: {len(origin.assumed)} assumed"
+    assert questions.fold.text() == f"▸ {len(origin.assumed)} assumptions made"
     for heading in ("Imported from: ", "Read: ", "Assumed: "):
         assert heading in dock.controls.passport.toolTip()
     for field in questions.fields.values():
@@ -129,11 +130,39 @@ def test_an_answer_in_the_dock_is_the_network_of_load_model(
     field = dock.controls.questions.fields[key]
     assert field.sure.isChecked()
     assert field.value == value
-    assert dock.controls.questions.fold.text().endswith(f"{count - 1} assumed")
+    assert dock.controls.questions.fold.text().endswith(f"{count - 1} assumptions made")
     # No more sure: what is usual comes back.
     field.sure.click()
     qtbot.waitUntil(lambda: not dock.models.busy, timeout=20_000)
     assert dock.models.opened.origin == load_model(path).origin
+
+
+@pytest.mark.parametrize("size", [9, 14])
+def test_the_questions_fit_into_280_pixels(
+    dock: UNetDock, qtbot: Any, tmp_path: Path, size: int
+) -> None:
+    from napari.settings import get_settings
+
+    dock.viewer.add_image(np.zeros((1024, 1360), np.uint16))
+    get_settings().appearance.font_size = size
+    opened(dock, foreign_model(tmp_path, family="padded"), qtbot)
+    dock.controls.questions.fold.setChecked(True)
+    assert dock.controls.minimumSizeHint().width() <= 280 - 20
+
+
+def test_tab_goes_through_the_questions(dock: UNetDock, qtbot: Any, tmp_path: Path) -> None:
+    dock.show()
+    questions = dock.controls.questions
+    # Twice: the fields of the second file are made anew.
+    for family in ("valid", "padded"):
+        opened(dock, foreign_model(tmp_path, family, family=family), qtbot)
+    chain, widget = [], dock.controls.open.native
+    for _ in range(80):
+        chain.append(widget)
+        widget = widget.nextInFocusChain()
+    wanted = [*questions.chain(), dock.controls.probabilities.native, dock.controls.more]
+    places = [chain.index(one) for one in wanted]
+    assert places == sorted(places)
 
 
 def test_answers_in_quick_succession_are_all_heard(
@@ -143,9 +172,12 @@ def test_answers_in_quick_succession_are_all_heard(
     wanted = {"order": "skip-up", "normalisation": "mean-std", "shift": "-0.5"}
     pick(dock, "order", "skip-up")
     pick(dock, "normalisation", "mean-std")
-    dock.controls.questions.fields["shift"].box.setValue(-0.5)
+    line = dock.controls.questions.fields["shift"].box.lineEdit()
+    line.setText("-0.50")
+    line.editingFinished.emit()
     qtbot.waitUntil(lambda: not dock.models.busy, timeout=20_000)
     assert dock.models.opened.given == wanted
+    assert answers(dock).items() >= wanted.items()
 
 
 def test_an_answer_that_cannot_be_is_said_and_taken_back(
@@ -287,10 +319,11 @@ def test_a_changed_file_is_noticed(dock: UNetDock, qtbot: Any, tmp_path: Path) -
     )
     assert "check them" in remark.text()
     assert not remark.isHidden()
+    assert dock.controls.questions.fold.isChecked()
     field = dock.controls.questions.fields["order"]
     assert field.value == "skip-up"
     assert not field.sure.isChecked()
-    assert field.sure.text() == "sure?"
+    assert field.sure.text() == "?"
     field.sure.click()
     qtbot.waitUntil(lambda: not dock.models.busy, timeout=20_000)
     assert dock.models.opened.given == {"order": "skip-up"}

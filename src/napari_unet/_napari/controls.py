@@ -27,6 +27,7 @@ from napari_unet._napari.region import REGIONS
 from napari_unet._napari.request import Choices, Notice
 from napari_unet._napari.settings import Saved
 from napari_unet._napari.widgets import (
+    WARNING_MARGINS,
     combo_box,
     folding_button,
     form_in,
@@ -359,11 +360,12 @@ class Controls(QWidget):
 
     def show_warnings_in(self, color: str) -> None:
         """Give warnings the theme's colour; dark on it, which is legible in both themes."""
+        above, beside = WARNING_MARGINS
         self.setStyleSheet(
             # Room for words in the boxes of numbers, whatever the font.
             "QDoubleSpinBox { min-width: 6.5em; }"
             f'QLabel[warning="true"] {{ background: {color}; color: #1e1e21; '
-            "border-radius: 2px; padding: 3px 5px; }"
+            f"border-radius: 2px; padding: {above}px {beside}px; }}"
         )
 
     def show_running(self, running: bool) -> None:

@@ -10,7 +10,6 @@ from qtpy.QtCore import Signal  # type: ignore[attr-defined]
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QDoubleSpinBox,
     QGridLayout,
     QLabel,
     QPushButton,
@@ -38,7 +37,7 @@ _TEXTS = {
         "input. same: padded, the size stays.",
     ),
     "order": (
-        "Concatenation",
+        "Order",
         "What comes first where the paths meet. skip-up: the encoder's channels. up-skip: the "
         "up-sampled ones.",
     ),
@@ -48,7 +47,7 @@ _TEXTS = {
     ),
     "up": ("Up-sampling", "How pixels are doubled. nearest: repeated. linear: blended."),
     "up-activation": (
-        "Up activation",
+        "Activation",
         "Whether an activation follows the up-sampling.",
     ),
     "slope": (
@@ -84,32 +83,28 @@ _NO_LABELS = (
     "Needs a Labels layer of the chosen image's size, in which each object is painted with a "
     "number of its own: open one, or add one and paint some objects."
 )
-_LARGEST_SHIFT = 1e6
+# Numbers that are often met; others are written.
+_USUAL = {"slope": ("0", "0.01", "0.1", "0.2"), "shift": ("0", "-0.5", "-1")}
 
 
 @dataclass(frozen=True)
 class _Field:
     """One question's widgets."""
 
-    box: QComboBox | QDoubleSpinBox
+    box: QComboBox
     sure: QCheckBox
 
     @property
     def value(self) -> str:
-        if isinstance(self.box, QComboBox):
-            return self.box.currentText().strip()
-        return f"{self.box.value():g}"
+        return self.box.currentText().strip()
 
     def show(self, value: str, *, sure: bool) -> None:
         """Set without telling anyone."""
         for widget in (self.box, self.sure):
             widget.blockSignals(True)
-        if isinstance(self.box, QComboBox):
-            if self.box.findText(value) < 0:
-                self.box.addItem(value)
-            self.box.setCurrentText(value)
-        else:
-            self.box.setValue(float(value))
+        if self.box.findText(value) < 0:
+            self.box.addItem(value)
+        self.box.setCurrentText(value)
         self.sure.setChecked(sure)
         for widget in (self.box, self.sure):
             widget.blockSignals(False)
@@ -145,7 +140,7 @@ class Questions(QWidget):
         self._grid_holder = QWidget()
         self._grid = QGridLayout(self._grid_holder)
         self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setHorizontalSpacing(6)
+        self._grid.setHorizontalSpacing(4)
         self._grid.setVerticalSpacing(4)
         self._grid.setColumnStretch(1, 1)
         self.labels = combo_box(
@@ -178,7 +173,8 @@ class Questions(QWidget):
     def show_opened(self, opened: Opened | None) -> None:
         """Show the open questions of a checkpoint, and their answers."""
         origin = None if opened is None else opened.origin
-        answers = {} if origin is None else {**origin.assumed, **origin.given}
+        known = {} if origin is None else {**origin.assumed, **origin.given}
+        answers = {key: _plain(key, value) for key, value in known.items()}
         self._answers = answers
         self.setVisible(bool(answers))
         if opened is None or origin is None:
@@ -194,13 +190,15 @@ class Questions(QWidget):
                 _offer_classes(field.box, key, count)
             field.show(answers[key], sure=sure)
             doubtful = key in opened.doubtful
-            field.sure.setText("sure?" if doubtful else "sure")
+            field.sure.setText("?" if doubtful else "")
             field.sure.setToolTip(_DOUBTFUL if doubtful else _SURE)
             _, tip = _TEXTS[key]
             how = "assumed" if key in origin.assumed else "given by you"
             field.box.setToolTip(f"{tip} Here: {answers[key]}, {how}.")
         self._assumed = sum(not self._fields[key].sure.isChecked() for key in keys)
         self.hint.setText(self._hint())
+        if opened.doubtful:
+            self.fold.setChecked(True)
         self.fold.setText(self._title(self.fold.isChecked()))
 
     def show_labels(self, layers: list[tuple[str, Any]]) -> None:
@@ -219,15 +217,17 @@ class Questions(QWidget):
 
     def _hint(self) -> str:
         if not self._assumed:
-            return "You answered all of it."
+            return "The file does not say this; you answered all of it."
         return (
-            "Tick what you know is right. To find out the rest, open an image with labels of its "
-            "objects and click Probe…"
+            "The file does not say this. Tick what you know is right; to find out the rest, open "
+            "an image with labels of its objects and click Probe…"
         )
 
     def _title(self, open_: bool) -> str:
-        count = f"{self._assumed} assumed" if self._assumed else "all given"
-        return f"{'▾' if open_ else '▸'} Not in the file: {count}"
+        arrow, count = "▾" if open_ else "▸", self._assumed
+        if not count:
+            return f"{arrow} No assumptions made"
+        return f"{arrow} {count} assumption{'s' * (count != 1)} made"
 
     def _rebuild(self, keys: list[str]) -> None:
         while (item := self._grid.takeAt(0)) is not None:
@@ -240,20 +240,19 @@ class Questions(QWidget):
 
     def _make(self, key: str, row: int) -> _Field:
         title, tip = _TEXTS[key]
-        field = _Field(_box(key), QCheckBox("sure"))
+        field = _Field(_box(key), QCheckBox())
         field.box.setToolTip(tip)
         box = field.box
-        if isinstance(box, QDoubleSpinBox):
-            box.valueChanged.connect(lambda: self._say(key))
-        else:
-            # Qt's signal for a choice by mouse or keyboard, of the same answer, too.
-            box.activated.connect(lambda: self._say(key))
-            if (line := box.lineEdit()) is not None:
-                line.editingFinished.connect(lambda: self._say(key, written=True))
+        # Qt's signal for a choice by mouse or keyboard, of the same answer, too.
+        box.activated.connect(lambda: self._say(key))
+        if (line := box.lineEdit()) is not None:
+            line.editingFinished.connect(lambda: self._say(key, written=True))
         field.sure.toggled.connect(
             lambda sure: self._say(key) if sure else self.forgotten.emit(key)
         )
-        for column, widget in enumerate((QLabel(title), field.box, field.sure)):
+        name = QLabel(title)
+        name.setToolTip(tip)
+        for column, widget in enumerate((name, field.box, field.sure)):
             self._grid.addWidget(widget, row, column)
         return field
 
@@ -265,18 +264,9 @@ class Questions(QWidget):
             self.answered.emit(key, value)
 
 
-def _box(key: str) -> QComboBox | QDoubleSpinBox:
-    if key in ("slope", "shift"):
-        number = QDoubleSpinBox()
-        number.setDecimals(3)
-        number.setSingleStep(0.1)
-        most = 0.999 if key == "slope" else _LARGEST_SHIFT
-        number.setRange(0.0 if key == "slope" else -most, most)
-        # A number counts once it is written out.
-        number.setKeyboardTracking(False)
-        return number
+def _box(key: str) -> QComboBox:
     box = narrow(QComboBox())
-    box.addItems(CHOICES[key])
+    box.addItems(CHOICES[key] or _USUAL.get(key, ()))
     if not CHOICES[key]:
         box.setEditable(True)
         box.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
@@ -284,6 +274,14 @@ def _box(key: str) -> QComboBox | QDoubleSpinBox:
             # A dropped file is for the dock.
             line.setAcceptDrops(False)
     return box
+
+
+def _plain(key: str, value: str) -> str:
+    """Write a number as a person does, and so that it reads back as the same."""
+    if key not in _USUAL:
+        return value
+    number = float(value)
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def _offer_classes(box: Any, key: str, count: int) -> None:

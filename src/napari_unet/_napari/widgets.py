@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
 )
 
 __all__ = [
+    "WARNING_MARGINS",
     "as_button",
     "combo_box",
     "folding_button",
@@ -29,6 +30,9 @@ __all__ = [
     "text_line",
     "whole_number",
 ]
+
+# Above and below the words of a warning, and beside them, in pixels.
+WARNING_MARGINS = (3, 5)
 
 
 def combo_box(choices: Any, tooltip: str) -> ComboBox:
@@ -80,9 +84,19 @@ def whole_number(least: int, most: int, step: int, tooltip: str) -> FloatSpinBox
     return box
 
 
+class _Line(QLabel):
+    """Text whose height is right with the frame that a warning has, too."""
+
+    def heightForWidth(self, width: int) -> int:
+        """Height of the text, and of the frame around it."""
+        if not self.property("warning"):
+            return super().heightForWidth(width)
+        return super().heightForWidth(width - 2 * WARNING_MARGINS[1]) + 2 * WARNING_MARGINS[0]
+
+
 def text_line(*, selectable: bool = False) -> QLabel:
     """Text that breaks where the dock ends."""
-    line = QLabel()
+    line = _Line()
     line.setWordWrap(True)
     line.setTextFormat(Qt.TextFormat.PlainText)
     if selectable:
@@ -120,6 +134,7 @@ def mark(line: QLabel, *, warning: bool) -> None:
         if (style := line.style()) is not None:
             style.unpolish(line)
             style.polish(line)
+        line.updateGeometry()
 
 
 def as_button(button: PushButton) -> QPushButton:
