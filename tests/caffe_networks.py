@@ -131,6 +131,24 @@ def crop_offsets(net: Caffe, level: int) -> tuple[int, ...]:
     return tuple(offsets)
 
 
+def with_splits(found: list[dict[str, Any]], depth: int) -> list[dict[str, Any]]:
+    """As Caffe itself stores it: a layer that doubles each map that two layers take."""
+    out: list[dict[str, Any]] = []
+    doubled = {f"d{level}c" for level in range(depth)}
+    for layer in found:
+        renamed = [
+            f"{b}_1" if layer["type"] in ("Crop", "Concat") and b in doubled else b
+            for b in layer["bottom"]
+        ]
+        if layer["type"] == "Pooling":
+            blob = layer["bottom"][0]
+            tops = [f"{blob}_0", f"{blob}_1"]
+            out.append({"type": "Split", "name": f"{blob}_split", "bottom": [blob], "top": tops})
+            renamed = tops[:1]
+        out.append({**layer, "bottom": renamed})
+    return out
+
+
 def random_weights(net: Caffe, seed: int = 0) -> dict[str, tuple[Array, Array]]:
     chance = np.random.default_rng(seed)
     weights = {}
@@ -249,7 +267,7 @@ _PARAMETERS: dict[str, tuple[int, int, Any]] = {
 }  # fmt: skip
 _V1_TYPES = {
     "Concat": 3, "Convolution": 4, "Dropout": 6, "Pooling": 17, "ReLU": 18, "Power": 26,
-    "Deconvolution": 39,
+    "Deconvolution": 39, "Split": 22,
 }  # fmt: skip
 
 
@@ -260,10 +278,11 @@ def caffemodel(
     style: str = "packed",
     v1: bool = False,
     graph: bool = True,
+    splits: bool = False,
 ) -> bytes:
     """The binary file, of either version; without `graph` only names and weights."""
     parts = [tagged(1, "test")]
-    for layer in layers(net):
+    for layer in with_splits(layers(net), net.depth) if splits else layers(net):
         if layer["type"] == "Crop" and v1:
             raise ValueError("the first version knows no crop")
         name, kind, bottom, top, blobs = (4, 5, 2, 3, 6) if v1 else (1, 2, 3, 4, 7)

@@ -131,7 +131,7 @@ def test_every_form_of_a_caffemodel_is_one_network(
     net = Caffe((3, 5), crops=False, slope=0.0)
     weights = random_weights(net)
     path = tmp_path / "net.caffemodel"
-    path.write_bytes(caffemodel(net, weights, style=style, v1=v1, graph=graph))
+    path.write_bytes(caffemodel(net, weights, style=style, v1=v1, graph=graph, splits=graph))
     model = load_model(path)
     assert model.origin is not None
     expected = {"order": "up-skip", "up-activation": "yes", "slope": "0", "padding": "valid"}

@@ -189,6 +189,7 @@ def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> d
     _check_crops(layout, pools, joints)
     kernels = [block[0].shape[2:] for block in layout.down]
     size = tuple(axis.below(572) or axis.smallest for axis in Geometry.of(kernels, pools).axes)
+    whole = _by(size)
     missing: list[str] = []
     for level, joint in enumerate(joints):
         size = tuple(n - 2 * (k - 1) for n, k in zip(size, kernels[level], strict=True))
@@ -205,7 +206,8 @@ def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> d
     if missing:
         notes["crops"] = (
             "the definition concatenates maps of two sizes without cropping the larger one, as "
-            f"Freiburg's Caffe does by itself; {'; '.join(reversed(missing))}"
+            f"Freiburg's Caffe does by itself; of an input of {whole} px, "
+            f"{'; '.join(reversed(missing))}"
         )
     odd = [
         f"to level {level} it gives {up.shape[1]} channels for {up.shape[0]}, not {half}"
