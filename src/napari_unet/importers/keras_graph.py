@@ -39,6 +39,7 @@ from napari_unet.importers.keras_plan import Plan, Step, Up
 
 __all__ = ["read_plan"]
 
+_SIDED = {**POOLS, **UPSAMPLINGS, "Cropping2D": 2, "Cropping3D": 3, "CenterCrop": 2}
 # What an encoder's map can come from.
 _ENCODER = (*CONVOLUTIONS, *NORMS, *ACTIVATIONS, *POOLS, "InputLayer")
 
@@ -80,9 +81,12 @@ class _Reader:
         inputs = [node for node in self.nodes.values() if node.kind == "InputLayer"]
         spatial = {**CONVOLUTIONS, **TRANSPOSED}
         dims = {spatial[node.kind] for node in self.nodes.values() if node.kind in spatial}
-        orders = {is_channels_first(n) for n in self.nodes.values() if n.kind in CONVOLUTIONS}
-        if not inputs or len(dims) != 1 or len(orders) != 1:
+        sided = [node for node in self.nodes.values() if node.kind in {**spatial, **_SIDED}]
+        orders = {is_channels_first(node) for node in sided}
+        if not inputs or len(dims) != 1:
             raise CheckpointError("its layers are not those of a U-Net of 2 or 3 dimensions.")
+        if len(orders) != 1:
+            raise CheckpointError("its layers disagree about which axis is that of the channels.")
         self.ndim, self.channels_first = dims.pop(), orders.pop()
         self.size = self._declared(inputs[0])
         self.skips: list[str] = []
@@ -194,8 +198,6 @@ class _Reader:
     def _step(self, node: Node, tail: _Tail) -> Step:
         """Read a convolution and its tail."""
         check_convolution(node, self.ndim)
-        if is_channels_first(node) is not self.channels_first:
-            raise CheckpointError("its layers disagree about the order of the axes.")
         slopes = list(tail.activations)
         if len(slopes) == 2 and slopes == [0.0, 0.0] and tail.order[:2] == ["act", "act"]:
             # A ReLU twice is a ReLU.
@@ -206,6 +208,11 @@ class _Reader:
                 "only a last layer has; such a U-Net is not run."
             )
         for norm in tail.norms:
+            if norm.arguments and norm.arguments[-1].get("training"):
+                raise CheckpointError(
+                    f"its layer {norm.layer} goes by the statistics of the image it is given, "
+                    "which cannot be run tile by tile and stay exact."
+                )
             check_axis(norm, self.ndim, channels_first=self.channels_first)
         return Step(
             node.layer,
