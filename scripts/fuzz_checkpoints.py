@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -129,6 +129,50 @@ def _schedule(found: Sequence[Seed], count: int) -> list[int]:
     return [turn[number % len(turn)] for number in range(count)]
 
 
+class Run:
+    """Damaged files shared out among workers, and what became of them."""
+
+    def __init__(self, found: Sequence[Seed], schedule: Sequence[int], seed: int) -> None:
+        self.found, self.schedule, self.seed = found, schedule, seed
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+        self.violations: list[str] = []
+        self.done = 0
+        self.stopped = False
+        self.lock = threading.Lock()
+
+    def work(self, worker: Worker, cases: Iterator[int]) -> None:
+        """Ask one worker for one case after the other."""
+        while True:
+            with self.lock:
+                number = next(cases, None)
+            if number is None or self.stopped:
+                worker.stop()
+                return
+            place = self.schedule[number]
+            case = (number, place, f"{self.seed}:{number}")
+            answer = worker.ask(case, _SECONDS)
+            if answer["seconds"] >= _SECONDS:
+                # A busy machine is no violation: it has to be slow twice.
+                worker.stop()
+                worker.ask((number, place, "warm"), _SECONDS)
+                answer = worker.ask(case, _SECONDS)
+                if answer["seconds"] >= _SECONDS and answer["result"] != "violation":
+                    answer |= {"result": "violation", "why": f"took {answer['seconds']:.1f} s"}
+            with self.lock:
+                self._count(number, self.found[place].kind, answer)
+
+    def _count(self, number: int, kind: str, answer: dict[str, Any]) -> None:
+        tally = self.tallies[kind]
+        tally.results[answer["result"]] += 1
+        tally.seconds = max(tally.seconds, answer["seconds"])
+        tally.mib = max(tally.mib, answer["mib"])
+        if answer["result"] in ("violation", "not read"):
+            self.violations.append(f"{number} {kind}, {answer['what']}: {answer['why']}")
+        self.done += 1
+        if self.done % _EVERY == 0:
+            print(f"{self.done} files, {len(self.violations)} violations", file=sys.stderr)
+
+
 def run(arguments: argparse.Namespace, folder: Path) -> int:
     """Build the sound files, damage and open them, and print what became of them."""
     (folder / "seeds").mkdir()
@@ -136,44 +180,20 @@ def run(arguments: argparse.Namespace, folder: Path) -> int:
     manifest = folder / "seeds.json"
     manifest.write_text(json.dumps([asdict(seed) for seed in found], default=str))
     count = _QUICK if arguments.quick else arguments.count
-    schedule = _schedule(found, max(count, (arguments.only or 0) + 1))
-    numbers = range(count) if arguments.only is None else [arguments.only]
-    tallies: dict[str, Tally] = defaultdict(Tally)
-    violations: list[str] = []
-    cases = iter(numbers)
-    lock = threading.Lock()
+    only = arguments.only
+    cases = iter(range(count) if only is None else [only])
+    campaign = Run(found, _schedule(found, max(count, (only or 0) + 1)), arguments.seed)
     began = time.monotonic()
-
-    def work(worker: Worker) -> None:
-        while True:
-            with lock:
-                number = next(cases, None)
-            if number is None:
-                worker.stop()
-                return
-            seed = found[schedule[number]]
-            case = (number, schedule[number], f"{arguments.seed}:{number}")
-            answer = worker.ask(case, _SECONDS)
-            if answer["seconds"] >= _SECONDS:
-                # A busy machine is no violation: it has to be slow twice.
-                worker.stop()
-                worker.ask((number, schedule[number], "warm"), _SECONDS)
-                answer = worker.ask(case, _SECONDS)
-                if answer["seconds"] >= _SECONDS and answer["result"] != "violation":
-                    answer |= {"result": "violation", "why": f"took {answer['seconds']:.1f} s"}
-            with lock:
-                tally = tallies[seed.kind]
-                tally.results[answer["result"]] += 1
-                tally.seconds = max(tally.seconds, answer.get("seconds", 0.0))
-                tally.mib = max(tally.mib, answer.get("mib", 0))
-                if answer["result"] in ("violation", "not read"):
-                    violations.append(f"{number} {seed.kind}, {answer['what']}: {answer['why']}")
-
     workers = [Worker(manifest, folder / f"work{n}") for n in range(arguments.jobs)]
     with ThreadPoolExecutor(len(workers)) as pool:
-        list(pool.map(work, workers))
-    _print(tallies, violations, time.monotonic() - began)
-    return 1 if violations else 0
+        ends = [pool.submit(campaign.work, worker, cases) for worker in workers]
+        try:
+            for end in ends:
+                end.result()
+        except KeyboardInterrupt:
+            campaign.stopped = True  # and say what there is so far
+    _print(campaign.tallies, campaign.violations, time.monotonic() - began)
+    return 1 if campaign.violations else 0
 
 
 def _print(tallies: dict[str, Tally], violations: list[str], seconds: float) -> None:
