@@ -191,3 +191,20 @@ def test_layers_in_older_groups(edited: Callable[..., Path], saved: dict[str, Pa
 
     model = load_model(edited(keras_2, weights))
     assert same_weights(model, load_model(saved[".keras"]))
+
+
+def test_attributes_as_keras_2_wrote_them(saved: dict[str, Path], tmp_path: Path) -> None:
+    """Bytes instead of text, and long lists cut into numbered ones."""
+    path = tmp_path / "net.h5"
+    path.write_bytes(saved[".h5"].read_bytes())
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = np.bytes_(file.attrs["model_config"])
+        file.attrs["keras_version"] = np.bytes_("2.2.4-tf")
+        weights = file["model_weights"]
+        names = [str(name).encode() for name in weights.attrs["layer_names"].astype(str)]
+        del weights.attrs["layer_names"]
+        weights.attrs["layer_names0"] = np.array(names[:9])
+        weights.attrs["layer_names1"] = np.array(names[9:])
+    model = load_model(path)
+    assert same_weights(model, load_model(saved[".h5"]))
+    assert model.card.provenance["written by"] == "Keras 2.2.4-tf"

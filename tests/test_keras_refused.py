@@ -176,6 +176,7 @@ REFUSED: dict[str, tuple[Callable[[Config], Any], str]] = {
     ),
     "settings that are a list": (lambda c: layer(c, "conv2d").update(config=[]), "damaged|twice"),
     "nested deep": (nested(40), "nests far deeper"),
+    "nested as deep as can be": (nested(24), "no kernel for its layer m23/"),
     "arguments nested deep": (
         lambda c: layer(c, "conv2d").update(
             inbound_nodes=[{"args": json.loads("[" * 200 + "]" * 200), "kwargs": {}}]

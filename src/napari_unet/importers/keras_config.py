@@ -112,8 +112,8 @@ def layers_of(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def layer_name(layer: Mapping[str, Any]) -> str:
-    """Name of a layer's entry."""
-    return str(layer.get("name") or _field(layer.get("config"), "name") or "")
+    """Name of a layer's entry; names end up in messages, so that none is longer than a line."""
+    return str(layer.get("name") or _field(layer.get("config"), "name") or "")[:200]
 
 
 def graph_of(model: Mapping[str, Any]) -> Graph:

@@ -150,6 +150,7 @@ def _numbered(model: Mapping[str, Any], hdf5: Hdf5) -> Weights:
     found: dict[str, dict[str, NDArray[Any]]] = {}
 
     def add(entry: Mapping[str, Any], group: str, prefix: str, nesting: int) -> None:
+        inside = group.rpartition("/")[2]
         if nesting > _MOST_NESTING:
             raise CheckpointError("the model's description nests far deeper than a network.")
         counts: dict[str, int] = {}
@@ -161,8 +162,7 @@ def _numbered(model: Mapping[str, Any], hdf5: Hdf5) -> Weights:
             place = f"{group}/{name}_{number}" if number else f"{group}/{name}"
             path = prefix + layer_name(layer)
             if kind in MODELS:
-                for inside in ("layers", "_layer_checkpoint_dependencies"):
-                    add(layer, f"{place}/{inside}", f"{path}/", nesting + 1)
+                add(layer, f"{place}/{inside}", f"{path}/", nesting + 1)
             elif isinstance(config, Mapping):
                 roles = _roles(config)
                 values = [arrays.get(f"{place}/vars/{n}") for n in range(len(roles))]
