@@ -256,6 +256,12 @@ def test_normalisation_is_read(tmp_path: Path, number: int, kind: str) -> None:
         ({"kernel_size: 3": "kernel_size: 1e999"}, "no number"),
         ({"negative_slope: 0.1": "negative_slope: nan"}, "no number"),
         ({"pool: MAX": "pool: AVE"}, "no plain maximum"),
+        ({"layer { bottom: 'd1a' ": "layer { bottom: 'd1a' top: 'd1a' name: 'y' type: 'ReLU' }\n"
+          "layer { bottom: 'd1a' "}, "y is a layer of type relu"),
+        ({"layer { bottom: 'data' ": "layer { bottom: 'data' top: 'data' name: 'x' type: 'ReLU' }\n"
+          "layer { bottom: 'data' "}, "x is a layer of type relu"),
+        ({"layer { bottom: 'd1a' ": "layer { bottom: 'd1a' top: 'd1a' name: 'x' type: 'Power' }\n"
+          "layer { bottom: 'd1a' "}, "x scales maps inside"),
         ({"name: 'conv_d1a-b'": "name: 'conv_d9a-b'"}, "weights of conv_d9a-b are missing"),
         ({"bottom: 'd0cc'": "bottom: 'd1c'"}, "skip connection of level 0"),
         ({"layer {": "layer ["}, "damaged"),

@@ -119,19 +119,19 @@ class Walk:
         while source is not None and source.layer.kind in _PASSING and source.sources:
             passed.append(source.layer)
             source = source.sources[0]
-        slopes = tuple(
-            layer.settings.get("slope", (0.0,))[0] for layer in passed if layer.kind == "relu"
-        )
+        relus = [layer for layer in passed if layer.kind == "relu"]
+        if source is not None and source.layer.kind in ("convolution", "deconvolution"):
+            slopes = tuple(layer.settings.get("slope", (0.0,))[0] for layer in relus)
+            self.after.setdefault(id(source), set()).add(slopes)
+        elif relus:
+            raise CheckpointError(_unknown(relus[0]))
+        scaling = [layer for layer in passed if layer.kind in ("power", "valuetransformation")]
         if source is None:
             self.first = passed
-        elif any(layer.kind in ("power", "valuetransformation") for layer in passed):
+        elif scaling:
             raise CheckpointError(
-                f"{passed[0].name} scales maps inside the network, which is not run."
+                f"{scaling[0].name} scales maps inside the network, which is not run."
             )
-        elif source.layer.kind in ("convolution", "deconvolution"):
-            self.after.setdefault(id(source), set()).add(slopes)
-        elif slopes and source.layer.kind not in ("pooling", "crop", "concat"):
-            raise CheckpointError(_unknown(source.layer))
         return source
 
     def _follow(self) -> None:
