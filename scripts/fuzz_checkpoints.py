@@ -168,6 +168,7 @@ class Run:
         tally.mib = max(tally.mib, answer["mib"])
         if answer["result"] in ("violation", "not read"):
             self.violations.append(f"{number} {kind}, {answer['what']}: {answer['why']}")
+            print(self.violations[-1], file=sys.stderr)
         self.done += 1
         if self.done % _EVERY == 0:
             print(f"{self.done} files, {len(self.violations)} violations", file=sys.stderr)
