@@ -142,6 +142,21 @@ def test_hostile_hdf5(hostile: Callable[[h5py.File], None], tmp_path: Path) -> N
     assert time.monotonic() - start < 15  # a slow machine's start of Python, twice
 
 
+def test_a_file_that_hdf5_itself_never_ends_on(tmp_path: Path) -> None:
+    """A text of no length in its heap: the library takes the next one to be the same, for ever."""
+    path = write_h5(tmp_path / "n.caffemodel.h5", NET, WEIGHTS)
+    with h5py.File(path, "a") as file:
+        file.attrs["names"] = [f"layer number {n}" for n in range(20)]
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    content[heap + 16 : heap + 136] = bytes(120)
+    path.write_bytes(content)
+    start = time.monotonic()
+    with pytest.raises(CheckpointError, match="damaged, or made to take forever"):
+        load_model(path)
+    assert time.monotonic() - start < 15  # two seconds, and a slow machine's start of Python
+
+
 @pytest.fixture
 def crooked_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Put other code in the place of the reading process: as if a file had taken it over."""
