@@ -16,8 +16,9 @@ pytest.importorskip("napari")
 import torch
 from dock_models import bright_model, foreign_model
 from dock_support import bright_squares, dock, finish, fresh_settings, notified, opened
-from qtpy.QtCore import QMimeData, QPointF, Qt, QUrl
-from qtpy.QtGui import QDropEvent
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from qtpy.QtGui import QDragEnterEvent, QDropEvent
+from qtpy.QtWidgets import QApplication
 
 from napari_unet._napari.dock import UNetDock
 from napari_unet._napari.reader import get_reader, is_checkpoint
@@ -29,15 +30,15 @@ from napari_unet.importers import CHOICES, SUFFIXES
 __all__ = ["dock", "fresh_settings"]  # fixtures
 
 
-def drop(widget: Any, path: Path) -> None:
+def deliver(widget: Any, path: Path) -> None:
+    """Drag a file over a widget and let it go there, as Qt does it: through filters and parents."""
     data = QMimeData()
     data.setUrls([QUrl.fromLocalFile(str(path))])
-    widget.dropEvent(
-        QDropEvent(
-            QPointF(5, 5), Qt.DropAction.CopyAction, data, Qt.MouseButton.LeftButton,
-            Qt.KeyboardModifier.NoModifier,
-        )
+    how = (
+        Qt.DropAction.CopyAction, data, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier,
     )  # fmt: skip
+    QApplication.sendEvent(widget, QDragEnterEvent(QPoint(5, 5), *how))
+    QApplication.sendEvent(widget, QDropEvent(QPointF(5, 5), *how))
 
 
 def answers(dock: UNetDock) -> dict[str, str]:
@@ -413,7 +414,7 @@ def test_a_file_for_the_window_is_the_model(
         if way == "open":
             assert viewer.open(str(path), plugin=None) == []
         else:
-            drop(viewer.window._qt_viewer, path)
+            deliver(viewer.window._qt_viewer, path)
         (widget,) = (w for w in docks.values() if isinstance(w, UNetDock))
         qtbot.waitUntil(lambda: not widget.models.busy, timeout=20_000)
         return widget
@@ -426,6 +427,36 @@ def test_a_file_for_the_window_is_the_model(
     assert give() is dock
     assert not dock.parent().isHidden()
     qtbot.wait(100)
+
+
+def test_a_file_dropped_on_a_button_of_the_dock_is_the_model(
+    dock: UNetDock, qtbot: Any, tmp_path: Path
+) -> None:
+    deliver(dock.controls.button.native, foreign_model(tmp_path, "fallen"))
+    qtbot.waitUntil(lambda: not dock.models.busy, timeout=20_000)
+    assert dock.card.name == "fallen"
+    assert len(dock.viewer.layers) == 0
+
+
+def test_with_the_dock_open_no_dialog_asks_who_reads_hdf5(
+    dock: UNetDock, qtbot: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    for name, group in [("ours.h5", "data/conv_d0a-b"), ("images.h5", "data")]:
+        with h5py.File(tmp_path / name, "w") as file:
+            file.create_group(group)
+    target = dock.viewer.window._qt_viewer
+    qtbot.wait(50)
+    opened_, left = [], []
+    monkeypatch.setattr(dock._drops, "_open", opened_.append)
+    monkeypatch.setattr(type(target), "_qt_open", lambda _, files, **__: left.extend(files))
+    for name in ("ours.h5", "images.h5"):
+        deliver(target, tmp_path / name)
+    assert opened_ == [str(tmp_path / "ours.h5")]
+    assert left == [str(tmp_path / "images.h5")]
+    dock._let_go()
+    deliver(target, tmp_path / "ours.h5")
+    assert left == [str(tmp_path / "images.h5"), str(tmp_path / "ours.h5")]
 
 
 def test_other_files_are_left_to_other_readers(tmp_path: Path) -> None:

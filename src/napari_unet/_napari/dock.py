@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QFileDialog, QScrollArea, QTabWidget, QVBoxLayout, QW
 
 from napari_unet._napari.choosing import ModelChooser
 from napari_unet._napari.controls import Controls
+from napari_unet._napari.dropping import WindowDrops, local_files
 from napari_unet._napari.images import ImageChooser
 from napari_unet._napari.layers import ImageInfo, Placement, describe, network_spacing, read
 from napari_unet._napari.models import FILTER
@@ -53,6 +54,7 @@ class UNetDock(QWidget):
         self.settings = Settings()
         self.failed = False
         self._docked = False
+        self._drops = WindowDrops(self.open_model, self)
         self.controls = Controls()
         self.session = Session(self.viewer, self.controls.show_progress, self._on_ended, self)
         self.probing = Probing(self.controls.show_progress, self._on_probed, self)
@@ -301,11 +303,7 @@ class UNetDock(QWidget):
 
     def dropEvent(self, event: QDropEvent | None) -> None:
         """Open a checkpoint that was dropped."""
-        data = None if event is None else event.mimeData()
-        if event is None or data is None:
-            return
-        files = [url.toLocalFile() for url in data.urls() if url.isLocalFile()]
-        if files:
+        if event is not None and (files := local_files(event)):
             event.acceptProposedAction()
             self.open_model(files[0])
 
@@ -316,11 +314,13 @@ class UNetDock(QWidget):
             return
         if self.parent() is not None:
             self._docked = True
+            self._drops.listen(self)
         elif self._docked:
             self._docked = False
             self._let_go()
 
     def _let_go(self) -> None:
+        self._drops.stop()
         self.models.close()
         self.probing.close()
         self.session.close()
