@@ -14,6 +14,7 @@ from typing import Any
 
 import bioimageio_packages as packages
 import families
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -385,6 +386,28 @@ def test_names_of_channels_give_roles_only_where_they_are_clear() -> None:
     assert [info.name for info in classes_of(["cell"], 1)] == ["background", "cell"]
     for names in (["channel0", "channel1"], ["foreground", "boundary"], ["background"], []):
         assert classes_of(names, 2) == ()
+
+
+def test_keras_models_in_packages(tmp_path: Path) -> None:
+    from keras_networks import Design, build, logits, write
+
+    judge = build(Design(widths=(3, 4)))
+    files = write(judge, tmp_path)
+    for kind, suffix in (("keras_v3", ".keras"), ("keras_hdf5", ".h5")):
+        content = files[suffix].read_bytes()
+        document = packages.description("0.5.3", content, loss=16, source=f"net{suffix}")
+        entries = document["weights"]
+        entries[kind] = entries.pop("pytorch_state_dict")
+        for tensor in (*document["inputs"], *document["outputs"]):
+            tensor["axes"].append(tensor["axes"].pop(1))
+        path = packages.write_package(tmp_path / "p.zip", document, {f"net{suffix}": content})
+        model = load_model(path)
+        image = torch.rand(1, 1, *model.config.geometry.size_for((8, 8)))
+        with torch.inference_mode():
+            ours = model.network(image).numpy()
+        np.testing.assert_allclose(ours, logits(judge, image.numpy()), atol=1e-4)
+        assert model.card.normalisation == Normalisation("mean-std", shift=0.25)
+        assert [info.name for info in model.card.classes] == ["background", "cell"]
 
 
 def test_show_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

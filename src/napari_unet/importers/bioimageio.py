@@ -147,10 +147,9 @@ def _described(
     inputs: Any = document.get("inputs")
     outputs: Any = document.get("outputs")
     axes = tensor_axes(inputs, outputs)
-    first = axes.order.startswith("bc")
-    if first is not (kind == "pytorch_state_dict"):
-        raise CheckpointError(f"describes an input of axes {axes.order!r}, unlike its weights.")
     if kind == "pytorch_state_dict":
+        if not axes.order.startswith("bc"):
+            raise CheckpointError(f"describes an input of axes {axes.order!r}, unlike its weights.")
         tensors, _ = unwrap(reading.tensors)
         reading = _with_arguments(entry, replace(reading, facts=_facts(entry, tensors)), axes)
     config = _config(reading)
@@ -171,7 +170,7 @@ def _described(
     name = document.get("name")
     return replace(
         reading,
-        name=name if isinstance(name, str) else "",
+        name=name if isinstance(name, str) and name else reading.name,
         normalisation=reading.normalisation or normalisation,
         classes=reading.classes or classes,
         spacing=reading.spacing or axes.spacing,
