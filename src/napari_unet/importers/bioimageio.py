@@ -151,7 +151,7 @@ def _described(
         if not axes.order.startswith("bc"):
             raise CheckpointError(f"describes an input of axes {axes.order!r}, unlike its weights.")
         tensors, _ = unwrap(reading.tensors)
-        reading = _with_arguments(entry, replace(reading, facts=_facts(entry, tensors)), axes)
+        reading = _with_padding(entry, replace(reading, facts=_facts(entry, tensors)), axes)
     config = _config(reading)
     if config.ndim != len(axes.order) - 2:
         raise CheckpointError(
@@ -197,7 +197,7 @@ def _facts(entry: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, st
     return arguments_facts(layout.family.name, str(callable_).rpartition(":")[2], kwargs)
 
 
-def _with_arguments(entry: Mapping[str, Any], reading: Reading, axes: Axes) -> Reading:
+def _with_padding(entry: Mapping[str, Any], reading: Reading, axes: Axes) -> Reading:
     """Hold sizes against the network: they tell valid convolutions from padded ones."""
     architecture = entry.get("architecture")
     wrapped = isinstance(architecture, dict) and architecture.get("callable") == "SameSizeUNet"
