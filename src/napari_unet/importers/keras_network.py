@@ -243,7 +243,7 @@ def _facts(plan: Plan) -> dict[str, str]:
             f"its activations have different slopes below zero ({listed}); such a U-Net is not run."
         )
     # Keras's settings went through float32; ours print as they were typed.
-    facts["slope"] = str(np.float32(slopes.pop())) if slopes else "0"
+    facts["slope"] = str(np.float32(slopes.pop())).removesuffix(".0") if slopes else "0"
     orders = {step.norm_order for step in plan.units if step.norm_order}
     if len(orders) > 1:
         raise CheckpointError("its batch norms stand now before, now behind the activation.")
