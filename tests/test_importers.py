@@ -297,8 +297,8 @@ def shapes_without(key: str, **more: tuple[int, ...]) -> dict[str, tuple[int, ..
         (shapes_without("nothing", last__weight=(2, 4, 1)), "2 or 3 dimensions"),
         (
             shapes_without("nothing", up_path__0__conv_block__block__0__weight=(8, 12, 3, 3)),
-            r"level 1: 8 channels of the encoder and 8 of the up-convolution meet a convolution that "
-            "takes 12: the up-convolution has to halve the channels to 4",
+            "level 1: 8 channels of the encoder and 8 of the up-convolution meet a convolution "
+            "that takes 12: the up-convolution has to halve the channels to 4",
         ),
         (shapes_without("nothing", up_path__0__up__weight=(16, 8, 4, 4)), "kernel of 4 x 4"),
         ({"a.weight": (4, 1, 3, 3), "b.weight": (4, 4, 3, 3)}, "do not make one"),

@@ -156,7 +156,7 @@ def _check_blocks(layout: Layout, units: Mapping[tuple[str, int, int], Unit]) ->
     for unit in units.values():
         if min(unit.shape) < 1:
             raise CheckpointError(f"{unit.name}.weight has no values; get the file again.")
-    for level, unit in enumerate(layout.up):
+    for unit in layout.up:
         if unit.is_up is not layout.up[0].is_up or any(k > 2 for k in unit.shape[2:]):
             raise CheckpointError(
                 f"{unit.name} has a kernel of {' x '.join(map(str, unit.shape[2:]))}; only "
