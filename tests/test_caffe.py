@@ -192,6 +192,19 @@ def test_missing_crops_and_odd_channels_are_told_level_by_level(tmp_path: Path) 
     assert "crops" not in load_model(path).card.provenance
 
 
+def test_elsewhere_missing_crops_are_an_error(tmp_path: Path) -> None:
+    net = Caffe((2, 2, 2, 2, 2), crops=False)
+    content = caffemodel(net, random_weights(net))
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(content.replace(b"conv_", b"mine_"))
+    with pytest.raises(CheckpointError, match=r"level 3: .* crop 4 per side.*level 0: .* crop 88"):
+        load_model(path)
+    cropped = dataclasses.replace(net, crops=True)
+    content = caffemodel(cropped, random_weights(net))
+    path.write_bytes(content.replace(b"conv_", b"mine_"))
+    assert load_model(path).config.concat == "up-skip"
+
+
 def test_neighbours_are_found(tmp_path: Path) -> None:
     net = Caffe((3, 5), slope=0.25)
     weights = random_weights(net)

@@ -169,6 +169,8 @@ def _reading(content: memoryview) -> Reading:
         ),
         shapes,
         _FAMILY,
+        # Other people's Caffe does not crop while it concatenates.
+        concat_crops=find_layout(shapes) is not None,
     )
     return Reading(
         "Caffe .caffemodel",

@@ -35,7 +35,11 @@ class CaffeGraph:
 
 
 def read_graph(
-    layers: Iterable[CaffeLayer], shapes: Mapping[str, Shape], family: Family
+    layers: Iterable[CaffeLayer],
+    shapes: Mapping[str, Shape],
+    family: Family,
+    *,
+    concat_crops: bool = True,
 ) -> CaffeGraph:
     """Follow a definition from the last convolution back to the input.
 
@@ -47,20 +51,25 @@ def read_graph(
         Of weights, ``<layer>.weight``.
     family : Family
         Whose habits fill in what the definition does not say.
+    concat_crops : bool
+        Whether it is Freiburg's own Caffe, whose concatenation crops the larger map by itself.
 
     Raises
     ------
     CheckpointError
         If it is no U-Net that can be run, or contradicts itself or the weights.
     """
-    return _Facts(Walk(layers), shapes, family).graph()
+    return _Facts(Walk(layers), shapes, family, concat_crops).graph()
 
 
 class _Facts:
     """What a walk tells, held against the weights."""
 
-    def __init__(self, walk: Walk, shapes: Mapping[str, Shape], family: Family) -> None:
+    def __init__(
+        self, walk: Walk, shapes: Mapping[str, Shape], family: Family, concat_crops: bool
+    ) -> None:
         self.walk, self.shapes, self.family = walk, shapes, family
+        self.concat_crops = concat_crops
 
     def graph(self) -> CaffeGraph:
         """Check everything, then say it."""
@@ -88,7 +97,14 @@ class _Facts:
         facts = {"padding": self._padding(), **self._activations(), **self._shift()}
         if walk.joints:
             facts["order"] = self._order()
-        notes = _notes(layout, pools, walk.joints) if facts["padding"] == "valid" else {}
+        notes: dict[str, str] = {}
+        if facts["padding"] == "valid":
+            cuts = [
+                _cut(joint, len(pool)) if joint.crop or self.concat_crops else None
+                for joint, pool in zip(walk.joints, pools, strict=True)
+            ]
+            _check_crops(layout, pools, cuts)
+            notes = _notes(layout, pools, walk.joints)
         return CaffeGraph(layout, facts, notes)
 
     def _unit(self, node: Node) -> Unit:
@@ -185,8 +201,7 @@ class _Facts:
 
 
 def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> dict[str, str]:
-    """See that maps fit; say where two sizes meet, and where channels are not halved."""
-    _check_crops(layout, pools, joints)
+    """Say where maps of two sizes meet, and where channels are not halved."""
     kernels = [block[0].shape[2:] for block in layout.down]
     size = tuple(axis.below(572) or axis.smallest for axis in Geometry.of(kernels, pools).axes)
     whole = _by(size)
@@ -219,7 +234,7 @@ def _notes(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> d
     return notes
 
 
-def _check_crops(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]) -> None:
+def _check_crops(layout: Layout, pools: Sequence[Shape], cuts: Sequence[Cut | None]) -> None:
     """See that the crops take the centre and that channels add up."""
     axes = len(layout.head.shape) - 2
 
@@ -228,9 +243,9 @@ def _check_crops(layout: Layout, pools: Sequence[Shape], joints: Sequence[Joint]
 
     levels = [
         Level(lost(layout.down[level]), layout.down[level][-1].shape[0], pool, lost(merge),
-              up.shape[1], merge[0].shape[1], _cut(joint, axes))
-        for level, (pool, merge, up, joint) in enumerate(
-            zip(pools, layout.merge, layout.up, joints, strict=True)
+              up.shape[1], merge[0].shape[1], cut)
+        for level, (pool, merge, up, cut) in enumerate(
+            zip(pools, layout.merge, layout.up, cuts, strict=True)
         )
     ]  # fmt: skip
     levels.append(Level(lost(layout.down[-1]), layout.down[-1][-1].shape[0]))
