@@ -324,13 +324,13 @@ def _border_warning(layout: Layout, facts: Mapping[str, str]) -> tuple[str, ...]
     """Say how the borders of the image come out where a network was trained with padding."""
     if facts["padding"] == "same":
         return (
-            "Its convolutions are padded: within a tile's halo of the image's edge mirrored "
-            "pixels stand in for the zeros it was trained with.",
+            "Its convolutions are padded: near the image's edge the result differs from that of "
+            "the program that trained it, for zeros were filled in there and mirrored pixels here.",
         )
     if layout.family.padding == "same":
         return (
-            "It was trained with padded convolutions and is run as a valid network: borders "
-            "differ from its training.",
+            "It was trained with padded convolutions and is run as a valid network: what it sees "
+            "at borders differs from its training.",
         )
     return ()
 

@@ -129,4 +129,4 @@ def _number(key: str, text: str) -> str:
     if not math.isfinite(number) or (key == "slope" and not 0 <= number < 1):
         what = "from 0 up to 1" if key == "slope" else "of grey levels"
         raise OptionError(f"{key} must be a number {what}, not {text!r}.")
-    return f"{number:.17g}"
+    return repr(int(number) if number.is_integer() else number)
