@@ -85,7 +85,9 @@ def fitted_weights(tensors: Mapping[str, Tensor], finding: Finding) -> dict[str,
         theirs = finding.names.get(ours)
         if theirs is not None:
             kind = torch.float32 if like.is_floating_point() else like.dtype
-            weights[ours] = tensors[theirs].detach().to(kind, copy=True).contiguous()
+            # One copy at most, out of the file and into rows, whatever order they came in.
+            own = tensors[theirs].detach().to(kind)
+            weights[ours] = own.clone(memory_format=torch.contiguous_format)
             if not torch.isfinite(weights[ours]).all():
                 raise CheckpointError(f"{theirs} holds values that are no numbers; get it again.")
         else:
