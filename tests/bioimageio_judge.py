@@ -25,36 +25,11 @@ def _quiet() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _handed_on(value, handler, info):  # type: ignore[no-untyped-def]
-    """Stands in for what bioimageio.spec 0.5.12 calls with one argument too many."""
-    ret = handler(value)
-    ret["source"] = _package(value.source, info, sha256=value.sha256)  # type: ignore[name-defined]  # noqa: F821
-    return ret
-
-
-def _handed_on_weights(value, handler, info):  # type: ignore[no-untyped-def]
-    return handler(value)
-
-
-def _mend() -> None:
-    """Let bioimageio.spec 0.5.12 run on pydantic 2.14, whose serializers are stricter."""
-    import pydantic
-    from bioimageio.spec._internal import io_packaging
-    from bioimageio.spec.model import v0_4
-
-    version = tuple(map(int, pydantic.VERSION.split(".")[:2]))
-    if version >= (2, 14):
-        # The functions are already part of many schemas; only their code can be exchanged.
-        io_packaging.package_file_descr_serializer.__code__ = _handed_on.__code__
-        v0_4.package_weights.__code__ = _handed_on_weights.__code__
-
-
 def described(path: Path) -> Any:
     """The validated description; fails with the validator's own words."""
     with _quiet():
         from bioimageio.spec import load_description
 
-        _mend()
         found = load_description(path, perform_io_checks=True)
         summary = found.validation_summary
     errors = [f"{error.loc}: {error.msg}" for error in summary.errors]
@@ -67,7 +42,6 @@ def tested(path: Path) -> Any:
     with _quiet():
         from bioimageio.core import test_description
 
-        _mend()
         return test_description(path)
 
 
