@@ -39,7 +39,9 @@ def mutated(good: bytes, other: bytes, chance: random.Random) -> tuple[bytes, st
             return _zip(good, other, chance)
         if _SAFETENSORS.match(good):
             return _safetensors(good, chance), "header"
-        if b"layer {" in good or good[:20].isascii():
+        if b"layer {" in good:
+            return _definition(good, chance), "definition"
+        if good[:20].isascii():
             return _text(good, chance), "text"
     kinds: list[Callable[[bytearray, bytes, random.Random], None]] = [
         _flip, _byte, _cut, _remove, _insert, _extreme, _repeat, _zeros, _swap, _splice, _length,
@@ -168,6 +170,14 @@ def _safetensors(good: bytes, chance: random.Random) -> bytes:
     length = struct.unpack("<Q", good[:8])[0]
     header = _text(good[8 : 8 + length], chance)
     return struct.pack("<Q", len(header)) + header + good[8 + length :]
+
+
+def _definition(good: bytes, chance: random.Random) -> bytes:
+    """Change the definition inside an HDF5 file, where it keeps its length."""
+    start = good.index(b"layer {")
+    stop = good.index(b"\0", start) if b"\0" in good[start:] else len(good)
+    text = _text(good[start:stop], chance)[: stop - start]
+    return good[:start] + text.ljust(stop - start) + good[stop:]
 
 
 def _text(good: bytes, chance: random.Random) -> bytes:
