@@ -393,6 +393,11 @@ def test_nothing_of_the_package_is_run(tmp_path: Path) -> None:
             None,
             "fixed factor",
         ),
+        (
+            [{"id": "scale_linear", "kwargs": {"gain": 1 / 255, "offset": -0.5}}],
+            Normalisation("dtype-range", shift=-0.5),
+            "",
+        ),
         ([{"id": "binarize", "kwargs": {"threshold": 1}}], Normalisation("none"), "binarize"),
         (["nonsense"], Normalisation("none"), "not done"),
     ],

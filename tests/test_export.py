@@ -67,6 +67,7 @@ NORMALISATIONS = {
     "min-max": Normalisation("min-max", shift=-0.5),
     "mean-std": Normalisation("mean-std"),
     "none": Normalisation("none", shift=0.25),
+    "dtype-range": Normalisation("dtype-range", shift=-0.5),
 }
 
 
@@ -131,6 +132,7 @@ def test_the_source_in_the_package_is_the_same_network(
         ("two channels, norm", "percentile", True),
         ("leaky, other order", "mean-std", True),
         ("sigmoid", "none", False),
+        ("plain", "dtype-range", False),
         ("linear", "percentile", True),
         ("volume", "mean-std", False),
         ("volume", "min-max", True),
@@ -157,7 +159,9 @@ def test_passes_the_validator_and_gives_the_same_logits(
     sizes = axis_sizes(model.config, tileable=tileable)
     shape = tuple(size.smallest + size.step for size in sizes)
     image = grey_levels(model, shape)
-    theirs = judge.logits_of(path, image[None])
+    if normalisation == "dtype-range":
+        image = np.minimum(image, 255).astype(np.uint8)
+    theirs = judge.logits_of(path, image[None].astype(np.float32))
     if not same:
         np.testing.assert_allclose(theirs, our_logits(model, image), atol=1e-4)
         return

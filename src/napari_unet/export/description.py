@@ -88,6 +88,9 @@ def preprocessing_steps(normalisation: Normalisation, axes: Sequence[str]) -> li
         steps.append({"id": "scale_range", "kwargs": {"axes": list(axes), **limits}})
     elif normalisation.kind == "mean-std":
         steps.append({"id": "zero_mean_unit_variance", "kwargs": {"axes": list(axes)}})
+    elif normalisation.kind == "dtype-range":
+        # A step cannot ask for the image's type; 8 bits are what such networks are trained on.
+        steps.append({"id": "scale_linear", "kwargs": {"gain": 1 / 255, "offset": 0.0}})
     if normalisation.shift:
         kwargs = {"gain": 1.0, "offset": float(normalisation.shift)}
         steps.append({"id": "scale_linear", "kwargs": kwargs})

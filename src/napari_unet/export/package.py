@@ -118,11 +118,13 @@ def _files(model: Model, *, tileable: bool) -> dict[str, bytes]:
     weights = io.BytesIO()
     torch.save(state, weights)
     image = _example(card, tileable=tileable)
-    normalised = fit_intensity(np.moveaxis(image, 0, -1), card.normalisation, channel_last=True)
+    # The package's test reads floats; a scaling by the type has to see the type that is meant.
+    levels = image.astype(np.uint8) if _is_of_bytes(card) else image
+    normalised = fit_intensity(np.moveaxis(levels, 0, -1), card.normalisation, channel_last=True)
     network = _network(card, tileable=tileable)
     network.load_state_dict(state)
     with torch.inference_mode():
-        pixels = torch.from_numpy(normalised.apply(image)[np.newaxis])
+        pixels = torch.from_numpy(normalised.apply(levels)[np.newaxis])
         logits: NDArray[np.float32] = network.eval()(pixels).numpy()
     return {
         "unet.py": Path(__file__).with_name("unet.py").read_bytes().replace(b"\r\n", b"\n"),
@@ -142,6 +144,10 @@ def _network(card: Card, *, tileable: bool) -> nn.Module:
     return network
 
 
+def _is_of_bytes(card: Card) -> bool:
+    return card.normalisation.kind == "dtype-range"
+
+
 def _example(card: Card, *, tileable: bool) -> NDArray[np.float32]:
     """Draw bright blobs on a dark, noisy ground: (C, [Z,] Y, X), in grey levels."""
     from scipy import ndimage
@@ -151,12 +157,13 @@ def _example(card: Card, *, tileable: bool) -> NDArray[np.float32]:
         for size in axis_sizes(card.config, tileable=tileable)
     ]
     rng = np.random.default_rng(0)
+    bytes_ = _is_of_bytes(card)
     channels = []
     for _ in range(card.config.in_channels):
         seeds = rng.random(shape) < 1 / 150
         blobs = ndimage.gaussian_filter(seeds.astype(np.float32), 3.0)
         light = 100 + 2000 * np.minimum(blobs / max(float(blobs.max()), 1e-9), 0.4)
-        channels.append(rng.poisson(light))
+        channels.append(np.minimum(rng.poisson(light / 5), 255) if bytes_ else rng.poisson(light))
     return np.asarray(channels, np.float32)
 
 

@@ -42,7 +42,7 @@ def _scaling(card: Card) -> str:
     sentences = [_of_kind(normalisation)]
     if normalisation.shift:
         sentences.append(f"Then {normalisation.shift:g} is added.")
-    if normalisation.kind != "none":
+    if normalisation.kind not in ("none", "dtype-range"):
         sentences.append(
             "The statistics are those of the whole image, each channel by itself, not of a tile."
         )
@@ -64,6 +64,7 @@ def _of_kind(normalisation: Normalisation) -> str:
     return {
         "min-max": "The darkest pixel of the image is mapped to 0, the brightest to 1.",
         "mean-std": "The mean of the image is mapped to 0, its standard deviation to 1.",
+        "dtype-range": "Grey levels of 8 bits are divided by 255; bring others to 0 to 255 first.",
         "none": "Grey levels are taken as they are.",
     }[normalisation.kind]
 

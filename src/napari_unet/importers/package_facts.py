@@ -217,6 +217,8 @@ def normalisation_of(steps: Any, channels: int) -> tuple[Normalisation | None, t
             warnings += _range_of_statistics(kwargs, channels)
         else:
             warnings.append(f"Its preprocessing step {name[:60]} is not done here.")
+    if kind["kind"] == "none" and math.isclose(gain * 255, 1, rel_tol=1e-6):
+        kind, gain = {"kind": "dtype-range"}, 1.0
     if gain != 1:
         warnings.append("Its preprocessing scales by a fixed factor, which is not done here.")
         return None, tuple(warnings)
