@@ -54,7 +54,7 @@ def distances(labels: np.ndarray) -> list[np.ndarray]:
 def test_the_weight_map_is_equation_2(shape):
     labels = blobs(shape)
     first, second = distances(labels)[:2]
-    extra = Weighting().extra(labels, Targets())
+    extra = Weighting("paper").extra(labels, Targets())
     wanted = 10 * np.exp(-((first + second) ** 2) / (2 * 5**2))
     background = labels == 0
     assert_allclose(extra[background], wanted[background], atol=1e-4)
@@ -62,7 +62,7 @@ def test_the_weight_map_is_equation_2(shape):
 
     classes = Targets().classes(labels)
     counts = np.bincount(classes.ravel(), minlength=3)
-    base = Weighting().base(counts)
+    base = Weighting("paper").base(counts)
     assert_allclose(base * counts * 3, counts.sum(), rtol=1e-5)
     weights = weight_map(classes, base, extra)
     assert_allclose(weights, base[classes] + np.where(background, wanted, 0), atol=1e-4)
@@ -93,7 +93,7 @@ def test_classes_keep_their_own_distances():
     ones = np.stack(distances(ndimage.label(labels == 1)[0])[:2]).sum(axis=0)
     # There is one object of class 2 only, so it has no second nearest.
     wanted = 10 * np.exp(-(ones**2) / 50)
-    found = Weighting().extra(targets.index(labels, None), targets)
+    found = Weighting("paper").extra(targets.index(labels, None), targets)
     assert_allclose(found[labels == 0], wanted[labels == 0], atol=1e-4)
 
 
@@ -305,7 +305,7 @@ def test_tiles_fit_the_network_and_see_mirrored_context(config):
     image = random.random((1, *shape), np.float32)
     labels = blobs(shape)
     targets = Targets(n_classes=config.n_classes)
-    one = make_sample("a", image, labels, None, targets, Weighting())
+    one = make_sample("a", image, labels, None, targets, Weighting("paper"))
     base = np.arange(1, 4, dtype=np.float32)[: config.n_classes]
     geometry = config.geometry
     cutter = Cutter((one,), geometry, 12, 2, targets, base, NO_AUGMENTATION, seed=5)
@@ -341,8 +341,8 @@ def test_batches_do_not_depend_on_who_makes_them():
     labels = blobs((40, 40))
     image = np.random.default_rng(0).random((1, 40, 40), np.float32)
     targets = Targets()
-    one = make_sample("a", image, labels, None, targets, Weighting())
-    base = Weighting().base(class_counts([one], targets))
+    one = make_sample("a", image, labels, None, targets, Weighting("paper"))
+    base = Weighting("paper").base(class_counts([one], targets))
     geometry = UNetConfig(widths=(3, 4), n_classes=3).geometry
     cutter = Cutter((one,), geometry, 16, 2, targets, base, Augmentation(), seed=1)
     runs = [list(islice(prefetch(cutter, 4, workers=n), 6)) for n in (0, 1, 3)]
@@ -359,7 +359,7 @@ def test_sparse_labels_are_found_wherever_they_are():
     labels[250:252, 17] = 3
     targets = Targets(n_classes=2)
     image = np.zeros((1, 300, 300), np.float32)
-    one = make_sample("a", image, np.maximum(labels, 0), labels > 0, targets, Weighting())
+    one = make_sample("a", image, np.maximum(labels, 0), labels > 0, targets, Weighting("paper"))
     geometry = UNetConfig(widths=(2, 3)).geometry
     base = np.ones(2, np.float32)
     cutter = Cutter((one,), geometry, 8, 4, targets, base, Augmentation(elastic=1), seed=1)
@@ -372,7 +372,13 @@ def test_replay_gets_its_share():
     labels = blobs((30, 30))
     ones = [
         make_sample(
-            "a", np.full((1, 30, 30), v, np.float32), labels, None, targets, Weighting(), replay=r
+            "a",
+            np.full((1, 30, 30), v, np.float32),
+            labels,
+            None,
+            targets,
+            Weighting("paper"),
+            replay=r,
         )
         for v, r in ((0, False), (1, True))
     ]

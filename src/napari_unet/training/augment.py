@@ -74,10 +74,7 @@ NO_AUGMENTATION = Augmentation(False, False, 0, 0, 2, 0, 0, 0, 0, 0)
 
 
 def places(
-    shape: Sequence[int],
-    augmentation: Augmentation,
-    random: np.random.Generator,
-    pixel: Sequence[float] | None = None,
+    shape: Sequence[int], augmentation: Augmentation, random: np.random.Generator
 ) -> NDArray[np.float32]:
     """Where each pixel of a tile comes from, counted from the tile's centre.
 
@@ -89,8 +86,6 @@ def places(
         What is done to it.
     random : Generator
         Source of random numbers.
-    pixel : sequence of float, optional
-        Image pixels along each axis that one pixel of the network stands for; 1 if left out.
 
     Returns
     -------
@@ -113,8 +108,6 @@ def places(
         matrix[-2:, -2:] = size * np.array([[cos, -sin], [sin, cos]])
     if augmentation.mirror:
         matrix = matrix * np.where(random.random(ndim) < 0.5, -1, 1).astype(np.float32)
-    if pixel is not None:
-        matrix = np.asarray(pixel, np.float32)[:, None] * matrix
     if np.array_equal(matrix, np.eye(ndim)):
         return grid
     return (matrix @ grid.reshape(ndim, -1)).reshape(grid.shape).astype(np.float32)

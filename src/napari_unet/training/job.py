@@ -55,6 +55,7 @@ class Job:
     recipe: Recipe
     state: Path | None
     should_stop: Callable[[], bool] | None
+    save_every: float
     curves: Curves = field(default_factory=Curves)
     step: int = 0
     total: int = 0

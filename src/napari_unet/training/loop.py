@@ -36,10 +36,10 @@ from napari_unet.training.validation import Held, Validation, is_better, validat
 
 __all__ = ["Curves", "Progress", "Trained", "TrainingError", "train", "train_steps"]
 
-_EVERY_SECONDS = 60.0
 _LOOKS = 20
 _TIMED = 3
 _LEAST_STEPS = 10
+_LEAST_GAP = 25
 
 ShouldStop = Callable[[], bool] | None
 
@@ -141,6 +141,7 @@ def train_steps(
     before: Model | None = None,
     state: Path | None = None,
     resume: bool = False,
+    save_every: float = 60.0,
     should_stop: ShouldStop = None,
 ) -> Generator[Progress, None, Trained]:
     """Train step by step.
@@ -159,6 +160,8 @@ def train_steps(
         To compare with on `held`: the model that a person has so far.
     state : Path, optional
         File that is kept up to date, every minute and at the end.
+    save_every : float
+        Seconds that a crash may cost.
     resume : bool
         Go on from `state`.
     should_stop : callable, optional
@@ -182,7 +185,7 @@ def train_steps(
     OutputError
         If the state cannot be written.
     """
-    job = Job(model, samples, held, recipe, state, should_stop)
+    job = Job(model, samples, held, recipe, state, should_stop, save_every)
     targets = recipe.targets
     counts = _checked_counts(samples, recipe)
     write, batch = recipe.write, recipe.batch
@@ -222,7 +225,7 @@ def _walk(
                     # As if this step had not been: the look belongs to it.
                     break
             over = job.step == job.total or _stale(job)
-            if over or time.perf_counter() - saved >= _EVERY_SECONDS:
+            if over or time.perf_counter() - saved >= job.save_every:
                 save_job(job, run, fingerprint)
                 saved = time.perf_counter()
             yield _progress(job, run, validation)
@@ -319,7 +322,7 @@ def _lay_out(job: Job, cutter: Cutter) -> None:
     recipe = job.recipe
     if recipe.steps is not None:
         job.total = recipe.steps
-        job.every = recipe.every or max(1, job.total // _LOOKS)
+        job.every = recipe.every or max(job.total // _LOOKS, min(_LEAST_GAP, job.total))
         return
     assert recipe.minutes is not None
     trial = Run(job.model.network, recipe, 1 + _TIMED)

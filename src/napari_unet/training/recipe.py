@@ -98,21 +98,22 @@ class Recipe:
         return {key: _plain(value) for key, value in document.items()}
 
 
-def paper_recipe(targets: Targets, steps: int, **changes: Any) -> Recipe:
+def paper_recipe(targets: Targets, **changes: Any) -> Recipe:
     """Recipe of Ronneberger et al. (2015): SGD with momentum 0.99, one large tile a step.
 
     Mirroring and changes of scale, which the paper does not name, are left out, and so are the
     running mean of the weights and gradient clipping. The rate is for the weighted *mean* that
-    this package minimises.
+    this package minimises. Say how long by `steps` or `minutes` among the `changes`.
     """
     settings: dict[str, Any] = {
+        "weighting": Weighting("paper"),
         "augmentation": Augmentation(mirror=False, scale=0, contrast=0.2, blur=0, noise=0),
         "optimisation": Optimisation("sgd", rate=1e-3, decay=0, clip=0),
         "write": 388,
         "batch": 1,
         "average": 0.0,
     }
-    return Recipe(targets=targets, steps=steps, **{**settings, **changes})
+    return Recipe(targets=targets, **{**settings, **changes})
 
 
 def _plain(value: Any) -> Any:

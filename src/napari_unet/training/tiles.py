@@ -32,13 +32,11 @@ class Sample:
     name : str
         For messages and reports.
     image : ndarray of float32, of shape (C, [Z,] Y, X)
-        Normalised pixels.
+        Normalised pixels, on the network's grid.
     labels : ndarray of int32, of shape ([Z,] Y, X)
         `Targets.index`.
     extra : ndarray of float32, of the shape of `labels`
         `Weighting.extra`.
-    pixel : tuple of float, optional
-        Image pixels that one pixel of the network stands for, where they differ.
     replay : bool
         Whether it belongs to what an older model was trained on.
     """
@@ -47,7 +45,6 @@ class Sample:
     image: NDArray[np.float32]
     labels: NDArray[np.int32]
     extra: NDArray[np.float32]
-    pixel: tuple[float, ...] | None = None
     replay: bool = False
 
 
@@ -78,7 +75,6 @@ def make_sample(
     targets: Targets,
     weighting: Weighting,
     *,
-    pixel: Sequence[float] | None = None,
     replay: bool = False,
 ) -> Sample:
     """Prepare an image: classes and distances once, whatever is cut out of it later.
@@ -89,8 +85,7 @@ def make_sample(
         If a label is none of the classes.
     """
     index = targets.index(labels, known)
-    where = None if pixel is None else tuple(pixel)
-    return Sample(name, image, index, weighting.extra(index, targets), where, replay)
+    return Sample(name, image, index, weighting.extra(index, targets), replay)
 
 
 def tile_shapes(
@@ -155,7 +150,7 @@ class Cutter:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
         """One tile: the input, and classes and weights of the outputs that count."""
         read, kept = tile_shapes(self.geometry, self.write)
-        where = places(read, self.augmentation, random, one.pixel)
+        where = places(read, self.augmentation, random)
         centre = _centre(one.labels, random).reshape(-1, *[1] * len(read))
         where = where + centre.astype(np.float32)
         image = shade(np.asarray(sample(one.image, where)), self.augmentation, random)

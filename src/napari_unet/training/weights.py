@@ -13,7 +13,8 @@ the background by itself::
 
 with v = 0.1 (foregroundBackgroundRatio), sigma1 = 10 px (sigma1Px), lambda = 50
 (borderWeightFactor) and sigma2 = 6 px (borderWeightSigmaPx); each class of objects adds its own
-terms. In both, the distance terms are those of background pixels.
+terms. In both, the distance terms are those of background pixels. Today's recipe here keeps the
+gaps and lets the classes count alike: w0 = 4, sigma = 4, wc = 1.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from napari_unet.training.targets import Targets
 
 __all__ = ["Weighting", "class_balance", "nearest_two", "weight_map"]
 
-Kind = Literal["paper", "later", "none"]
+Kind = Literal["gaps", "paper", "later", "none"]
 
 _REACH = 5.5  # sigmas beyond which a weight is below 3e-7 of its height
 
@@ -43,13 +44,14 @@ class Weighting:
 
     Parameters
     ----------
-    kind : {"paper", "later", "none"}
-        Equation 2 of 2015, the authors' variant of 2019, or classes alone.
+    kind : {"gaps", "paper", "later", "none"}
+        Today's, equation 2 of 2015, the authors' variant of 2019, or classes alone.
     border, sigma : float
         Height (w0, lambda) and reach in pixels (sigma, sigma2) of the weight between objects; the
         publication's if left out.
     classes : tuple of float
-        Weight of each class for ``"paper"`` and ``"none"``; balanced if left out.
+        Weight of each class, except for ``"later"``. If left out, ``"paper"`` balances them and
+        others count them alike.
     ratio, near : float
         For ``"later"``: weight v of background far from any object, and sigma1 in pixels.
 
@@ -59,7 +61,7 @@ class Weighting:
         If a number is negative, or a sigma zero.
     """
 
-    kind: Kind = "paper"
+    kind: Kind = "gaps"
     border: float | None = None
     sigma: float | None = None
     classes: tuple[float, ...] = ()
@@ -74,13 +76,14 @@ class Weighting:
     @property
     def height(self) -> float:
         """Of the weight between objects."""
-        usual = {"paper": 10.0, "later": 50.0, "none": 0.0}[self.kind]
+        usual = {"gaps": 4.0, "paper": 10.0, "later": 50.0, "none": 0.0}[self.kind]
         return usual if self.border is None else self.border
 
     @property
     def reach(self) -> float:
         """Sigma of the weight between objects, in pixels."""
-        return (6.0 if self.kind == "later" else 5.0) if self.sigma is None else self.sigma
+        usual = {"gaps": 4.0, "paper": 5.0, "later": 6.0, "none": 5.0}[self.kind]
+        return usual if self.sigma is None else self.sigma
 
     def base(self, counts: NDArray[np.int64]) -> NDArray[np.float32]:
         """Weight of each class by itself.
@@ -93,7 +96,9 @@ class Weighting:
         if self.kind == "later":
             return np.array([self.ratio, *[1.0] * (len(counts) - 1)], np.float32)
         if not self.classes:
-            return class_balance(counts)
+            return (
+                class_balance(counts) if self.kind == "paper" else np.ones_like(counts, np.float32)
+            )
         if len(self.classes) != len(counts):
             raise OptionError(f"{len(counts)} classes need {len(counts)} weights.")
         return np.array(self.classes, np.float32)
@@ -109,7 +114,7 @@ class Weighting:
             What the numbers mean. Of classes, the connected parts are the objects.
         """
         total = np.zeros(labels.shape, np.float32)
-        if self.kind == "none" or (self.kind == "paper" and not self.height):
+        if not self.height and self.kind != "later":
             return total
         for objects in _objects(labels, targets):
             reach = ceil(_REACH * max(self.reach, self.near if self.kind == "later" else 0))
