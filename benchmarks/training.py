@@ -107,8 +107,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     loops: dict[str, Callable[[], Iterator[tuple[float, float]]]] = {
         "plain": lambda: plain_loop(recipe, model, cutter),
-        "float32": lambda: our_loop(recipe, model, cutter),
-        "bfloat16": lambda: our_loop(replace(recipe, precision="bfloat16"), model, cutter),
+        "auto": lambda: our_loop(recipe, model, cutter),
+        "float32": lambda: our_loop(replace(recipe, precision="float32"), model, cutter),
     }
     running = {name: make() for name, make in loops.items()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}

@@ -44,7 +44,8 @@ class Recipe:
     workers : int
         Threads that cut tiles; changes no result.
     device, precision : str
-        As for segmenting. float16 and bfloat16 are mixed precision.
+        As for segmenting; float16 and bfloat16 are mixed precision, and ``auto`` is bfloat16 also
+        on a processor that has it in hardware.
 
     Raises
     ------

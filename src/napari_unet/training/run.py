@@ -42,7 +42,7 @@ class Run:
     def __init__(self, network: UNet, recipe: Recipe, total: int) -> None:
         self.recipe = recipe
         self.device = resolve_device(recipe.device)
-        self.dtype = resolve_precision(recipe.precision, self.device)
+        self.dtype = _precision(recipe.precision, self.device)
         self.layout = torch.channels_last if network.config.ndim == 2 else torch.channels_last_3d
         self.network = copy.deepcopy(network).to(self.device)
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
@@ -176,6 +176,15 @@ class Run:
 
     def _packed(self) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
         return pack_optimiser(self.optimiser)
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    """As for segmenting; but processors with bfloat16 in hardware learn in mixed precision."""
+    if name == "auto" and device.type == "cpu":
+        found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = found.get("avx512_bf16") or found.get("amx_bf16")
+        return torch.bfloat16 if fast else torch.float32
+    return resolve_precision(name, device)
 
 
 class _Mean:
