@@ -249,7 +249,7 @@ def test_a_plan_refuses_what_cannot_be_learned():
     ):
         with pytest.raises(ImageError, match=words):
             plan_training(given, small_recipe(), name="new")
-    with pytest.raises(ImageError, match=r"0\.tif: The labels hold the number 3"):
+    with pytest.raises(ImageError, match=r"0\.tif: The labels hold the number \d, which"):
         plan_training(pairs, small_recipe(), name="new", classes=parse_classes("a,b,c"), val=0.0)
 
 
@@ -283,7 +283,7 @@ def test_the_command_makes_a_model_that_segments(tmp_path, capsys):
 def test_the_old_model_stays_where_the_new_one_is_no_better(tmp_path, capsys):
     images, labels = write_pairs(tmp_path, 3)
     old, out = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
-    model = random_model(norm="batch")
+    model = random_model()
     save_model(old, model.network, model.card)
     out.write_bytes(b"what was there before")
     rate = ("--rate", "1e-12", "--steps", "2", "--tile", "16")

@@ -249,7 +249,7 @@ def test_shading_changes_grey_levels_only_as_asked():
     assert len({one.tobytes() for one in found}) == 20
 
 
-@pytest.mark.parametrize("steps", [1, 7, 200])
+@pytest.mark.parametrize("steps", [1, 3, 7, 200])
 def test_one_cycle_is_two_half_cosines(steps):
     settings = Optimisation(rate=0.02, warm=0.25)
     weight = torch.nn.Parameter(torch.ones(1))
@@ -264,13 +264,12 @@ def test_one_cycle_is_two_half_cosines(steps):
     def cosine(start, end, part):
         return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
 
-    top = 0.25 * (steps + 1) - 1
+    top = max(0.25 * (steps + 1), 2) - 1
     low, high, last = 0.02 / 25, 0.02, 0.02 / 25 / 1e4
     for step, rate in enumerate(rates):
-        rising = top > 0 and step <= top
         wanted = (
             cosine(low, high, step / top)
-            if rising
+            if step <= top
             else cosine(high, last, (step - top) / (steps - top))
         )
         assert_allclose(rate, wanted, rtol=1e-6)

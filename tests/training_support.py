@@ -25,7 +25,7 @@ def discs(seed: int, shape: tuple[int, ...] = (48, 52)) -> tuple[np.ndarray, np.
     labels = np.zeros(shape, np.uint16)
     grid = np.indices(shape)
     for number in range(1, 9):
-        centre = np.array([random.uniform(4, n - 4) for n in shape])
+        centre = np.array([random.uniform(min(4, n / 3), n - min(4, n / 3)) for n in shape])
         apart = np.sqrt(((grid - centre.reshape(-1, *[1] * len(shape))) ** 2).sum(axis=0))
         labels[(apart < random.uniform(3, 6)) & (labels == 0)] = number
     image = 40 + 120 * (labels > 0) + random.normal(0, 8, shape)

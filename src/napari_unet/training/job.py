@@ -16,7 +16,7 @@ from napari_unet.checkpoint import Model
 from napari_unet.errors import CheckpointError, OptionError, ValidUNetError
 from napari_unet.training.recipe import Recipe
 from napari_unet.training.run import Run
-from napari_unet.training.state import load_state, save_state
+from napari_unet.training.state import load_state, remove_leftovers, save_state
 from napari_unet.training.tiles import Sample
 from napari_unet.training.validation import Held, Validation
 
@@ -127,6 +127,7 @@ def resume_job(job: Job, fingerprint: dict[str, Any]) -> Run:
     """Put a saved state back."""
     assert job.state is not None
     tensors, document = load_state(job.state)
+    remove_leftovers(job.state)
     try:
         if different := _difference(document, fingerprint):
             raise OptionError(

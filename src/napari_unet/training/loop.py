@@ -40,6 +40,7 @@ _LOOKS = 20
 _TIMED = 3
 _LEAST_STEPS = 10
 _LEAST_GAP = 25
+_LATE = 1.2
 
 ShouldStop = Callable[[], bool] | None
 
@@ -215,7 +216,7 @@ def _walk(
     saved = job.walking = time.perf_counter()
     job.first = job.step
     try:
-        while job.step < job.total and not _stale(job):
+        while not _over(job):
             _one_step(job, run, batches)
             validation = None
             if job.held and (job.step % job.every == 0 or job.step == job.total):
@@ -224,8 +225,7 @@ def _walk(
                 except Cancelled:
                     # As if this step had not been: the look belongs to it.
                     break
-            over = job.step == job.total or _stale(job)
-            if over or time.perf_counter() - saved >= job.save_every:
+            if _over(job) or time.perf_counter() - saved >= job.save_every:
                 save_job(job, run, fingerprint)
                 saved = time.perf_counter()
             yield _progress(job, run, validation)
@@ -284,8 +284,13 @@ def _look(job: Job, model: Model) -> Validation:
     )
 
 
-def _stale(job: Job) -> bool:
-    return bool(job.recipe.patience) and job.stale >= job.recipe.patience
+def _over(job: Job) -> bool:
+    """Whether all steps are done, or more of them would not help, or take too long."""
+    recipe = job.recipe
+    stale = bool(recipe.patience) and job.stale >= recipe.patience
+    # The machine may have become slower since the steps were laid out.
+    late = recipe.minutes is not None and job.seconds > 60 * recipe.minutes * _LATE and job.step > 0
+    return job.step >= job.total or stale or late
 
 
 def _progress(job: Job, run: Run, validation: Validation | None) -> Progress:
@@ -301,7 +306,7 @@ def _progress(job: Job, run: Run, validation: Validation | None) -> Progress:
 
 def _result(job: Job, run: Run) -> Trained:
     """The best network, and how it came about."""
-    complete = job.step >= job.total or _stale(job)
+    complete = _over(job)
     if job.held and job.after is None:
         # Stopped before the first look.
         stop, job.should_stop = job.should_stop, None

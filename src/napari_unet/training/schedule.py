@@ -80,7 +80,8 @@ def build_optimiser(
         settings.rate,
         # One more than is used: the last step shall still move something.
         total_steps=steps + 1,
-        pct_start=settings.warm,
+        # At least one step of rising: a rise of none is a division by zero.
+        pct_start=max(settings.warm, 2 / (steps + 1)),
         cycle_momentum=False,
     )
     return optimiser, schedule

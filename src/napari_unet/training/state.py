@@ -7,6 +7,7 @@ is a pickle. Random numbers need no room: those of a step follow from the seed a
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,14 @@ from torch import Tensor
 from napari_unet.atomic import replacing_file
 from napari_unet.errors import CheckpointError
 
-__all__ = ["load_state", "pack_optimiser", "save_state", "state_path", "unpack_optimiser"]
+__all__ = [
+    "load_state",
+    "pack_optimiser",
+    "remove_leftovers",
+    "save_state",
+    "state_path",
+    "unpack_optimiser",
+]
 
 _KEY = "valid-unet-training"
 _FORMAT = 1
@@ -44,6 +52,12 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], document: Mapping[str,
     content = save(flat, metadata={_KEY: text})
     with replacing_file(path) as file:
         file.write(content)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a process that was killed had begun to write beside a state."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        part.unlink(missing_ok=True)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
