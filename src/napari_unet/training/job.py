@@ -125,7 +125,8 @@ def save_job(job: Job, run: Run, fingerprint: dict[str, Any]) -> None:
 
 def resume_job(job: Job, fingerprint: dict[str, Any]) -> Run:
     """Put a saved state back."""
-    assert job.state is not None
+    if job.state is None:
+        raise OptionError("To resume a training, say where its state is.")
     tensors, document = load_state(job.state)
     remove_leftovers(job.state)
     try:

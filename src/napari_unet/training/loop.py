@@ -187,25 +187,32 @@ def train_steps(
         If the state cannot be written.
     """
     job = Job(model, samples, held, recipe, state, should_stop, save_every)
-    targets = recipe.targets
-    counts = _checked_counts(samples, recipe)
-    write, batch = recipe.write, recipe.batch
-    cutter = Cutter(
-        tuple(samples), model.config.geometry, write, batch, targets,
-        recipe.weighting.base(counts), recipe.augmentation, recipe.seed, recipe.replay,
-    )  # fmt: skip
+    cutter = _cutter(job)
     fingerprint = fingerprint_of(samples, held, recipe)
-    if resume and state is not None:
-        run = resume_job(job, fingerprint)
-    else:
-        if before is not None and held:
-            job.before = _look(job, before)
-        _lay_out(job, cutter)
-        run = Run(model.network, recipe, job.total)
-        # At once: a folder that cannot be written to must not cost a minute.
-        save_job(job, run, fingerprint)
+    run = resume_job(job, fingerprint) if resume else _begin(job, cutter, before, fingerprint)
     yield from _walk(job, run, cutter, fingerprint)
     return _result(job, run)
+
+
+def _cutter(job: Job) -> Cutter:
+    """What makes the tiles."""
+    recipe = job.recipe
+    base = recipe.weighting.base(_checked_counts(job.samples, recipe))
+    return Cutter(
+        tuple(job.samples), job.model.config.geometry, recipe.write, recipe.batch, recipe.targets,
+        base, recipe.augmentation, recipe.seed, recipe.replay,
+    )  # fmt: skip
+
+
+def _begin(job: Job, cutter: Cutter, before: Model | None, fingerprint: dict[str, Any]) -> Run:
+    """Look at the older model, lay the steps out, and see that the state can be written."""
+    if before is not None and job.held:
+        job.before = _look(job, before)
+    _lay_out(job, cutter)
+    run = Run(job.model.network, job.recipe, job.total)
+    # At once: a folder that cannot be written to must not cost a minute.
+    save_job(job, run, fingerprint)
+    return run
 
 
 def _walk(

@@ -24,7 +24,7 @@ from napari_unet.training.pairs import Pair
 from napari_unet.training.recipe import Recipe
 from napari_unet.training.targets import Targets
 from napari_unet.training.tiles import Sample
-from napari_unet.training.transfer import new_model, transfer
+from napari_unet.training.transfer import Transfer, new_model, transfer
 from napari_unet.training.validation import Held
 
 __all__ = ["DEFAULT_CONFIG", "TrainingPlan", "finished_card", "parse_classes", "plan_training"]
@@ -101,7 +101,7 @@ def plan_training(
     name: str,
     start: Model | None = None,
     config: UNetConfig | None = None,
-    normalisation: Normalisation | None = None,
+    normalisation: Normalisation = Normalisation(),  # noqa: B008 - it is frozen
     classes: tuple[tuple[ClassInfo, ...], tuple[int, ...]] | None = None,
     sparse: bool = False,
     val: float | Sequence[Pair] = 0.15,
@@ -112,78 +112,71 @@ def plan_training(
 
     Parameters
     ----------
-    pairs : sequence of Pair
-        Labelled images.
-    recipe : Recipe
-        How to train; its targets and dropout follow from the classes and the network.
-    name : str
-        Of the new model.
-    start : Model, optional
-        To fine-tune; else a new network of `config` is trained.
-    config : UNetConfig, optional
-        Of a new network; channels and classes follow from the images.
-    normalisation : Normalisation, optional
-        Of a new model's images.
+    pairs, recipe, name
+        Labelled images; how to train (what labels mean follows from the classes); of the model.
+    start, config, normalisation
+        Model to fine-tune; or network (channels and classes follow from the images) and
+        normalisation of a new one.
     classes : pair of tuples, optional
         What `parse_classes` gave, if labels are classes and not objects.
-    sparse : bool
-        Whether label 0 means that nobody has looked there.
+    sparse, dropout
+        Whether label 0 means that nobody has looked there; the network's, if not its own.
     val : float, or sequence of Pair
         Part to hold out, or images that are held out.
     replay : sequence of Pair
         Images that the older model was trained on, to keep what it knows.
-    dropout : float, optional
-        At the end of the contracting path, if not the network's own.
 
-    Raises
-    ------
-    ImageError, OptionError
-        If things do not go together.
+    Raises `ImageError` or `OptionError` if things do not go together.
     """
-    if not pairs:
-        check_pairs(pairs, 1)
-    channels = pairs[0].channels
-    check_pairs([*pairs, *replay], channels)
-    if isinstance(val, float | int):
-        train_on, held_out = hold_out(pairs, float(val), recipe.seed)
-    else:
-        train_on, held_out = list(pairs), list(val)
-        check_pairs([*held_out, *pairs], channels)
+    channels = pairs[0].channels if pairs else 1
+    check_pairs(pairs, channels)
+    train_on, held_out = _divided(pairs, val, recipe.seed)
+    check_pairs([*pairs, *replay, *held_out], channels)
     infos, targets = _classes(start, classes, config)
-    notes: list[str] = []
-    before = None
     if start is None:
-        chosen = replace(
-            config or DEFAULT_CONFIG, in_channels=channels, n_classes=targets.n_classes
-        )
-        chosen = chosen if dropout is None else replace(chosen, dropout=dropout)
-        card = Card(
-            name, chosen, normalisation or Normalisation(), infos, common_spacing(pairs)
-        )  # fmt: skip
-        model = new_model(card, recipe.seed)
+        shape = replace(config or DEFAULT_CONFIG, in_channels=channels, n_classes=targets.n_classes)
+        shape = shape if dropout is None else replace(shape, dropout=dropout)
+        card = Card(name, shape, normalisation, infos, common_spacing(pairs))
+        model, before, notes = new_model(card, recipe.seed), None, []
     else:
         moved = transfer(
             start, in_channels=channels, classes=infos, dropout=dropout, seed=recipe.seed
         )
         model = replace(moved.model, card=replace(moved.model.card, name=name))
-        before = start if moved.comparable else None
-        notes.append(f"Kept of {start.card.name}: {', '.join(moved.kept)}.")
-        if moved.new:
-            notes.append(f"New: {', '.join(moved.new)}.")
+        before, notes = start if moved.comparable else None, _moved_notes(start, moved)
         targets = replace(targets, n_classes=model.config.n_classes)
-    recipe = replace(recipe, targets=targets)
+    recipe = _with_targets(recipe, targets)
     samples = to_samples(train_on, model.card, recipe, sparse=sparse)
     samples += to_samples(replay, model.card, recipe, sparse=False, replay=True)
     held = to_held(held_out, sparse=sparse)
-    notes.append(
-        f"Held out: {', '.join(pair.name for pair in held_out[:_NAMED])}"
-        f"{f' and {len(held_out) - _NAMED} more' * (len(held_out) > _NAMED)}."
-        if held_out
-        else "Nothing is held out, so nothing will tell how good the model is."
-    )
-    return TrainingPlan(
-        model, before, samples, held, recipe, tuple(notes), _data(train_on, held_out, replay)
-    )  # fmt: skip
+    notes.append(_held_note(held_out))
+    data = _data(train_on, held_out, replay)
+    return TrainingPlan(model, before, samples, held, recipe, tuple(notes), data)
+
+
+def _divided(
+    pairs: Sequence[Pair], val: float | Sequence[Pair], seed: int
+) -> tuple[Sequence[Pair], Sequence[Pair]]:
+    return (pairs, val) if isinstance(val, Sequence) else hold_out(pairs, val, seed)
+
+
+def _moved_notes(start: Model, moved: Transfer) -> list[str]:
+    notes = [f"Kept of {start.card.name}: {', '.join(moved.kept)}."]
+    return notes + [f"New: {', '.join(moved.new)}."] * bool(moved.new)
+
+
+def _with_targets(recipe: Recipe, targets: Targets) -> Recipe:
+    """Let the recipe say how wide contours are, and the labels what they mean."""
+    usual = recipe.targets
+    targets = replace(targets, contour=usual.contour, touching=usual.touching)
+    return replace(recipe, targets=targets)
+
+
+def _held_note(held_out: Sequence[Pair]) -> str:
+    if not held_out:
+        return "Nothing is held out, so nothing will tell how good the model is."
+    more = f" and {len(held_out) - _NAMED} more" if len(held_out) > _NAMED else ""
+    return f"Held out: {', '.join(pair.name for pair in held_out[:_NAMED])}{more}."
 
 
 def _classes(

@@ -72,14 +72,10 @@ def transfer(
     seed : int
         Of what begins at random.
 
-    Returns
-    -------
-    Transfer
-
     Raises
     ------
     OptionError
-        If the images have other spatial axes than the network; decided by the caller's images.
+        If fewer than two classes are left.
     """
     old = model.config
     channels = old.in_channels if in_channels is None else in_channels
