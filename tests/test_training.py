@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -292,3 +293,22 @@ def test_held_out_images_take_no_part(tmp_path):
     given = small_training(small_recipe())
     assert pairs_of(4)[3].name == given["held"][0].name
     assert given["held"][0].name not in {one.name for one in given["samples"]}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal for one process")
+def test_ctrl_c_ends_after_a_step_and_keeps_the_state(tmp_path):
+    write_pairs(tmp_path, 4)
+    out = tmp_path / "new.safetensors"
+    given = command(tmp_path, out)
+    given[given.index("--steps") + 1] = "100000"
+    process = subprocess.Popen(given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_for_step(process, state_path(out), 2)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1].decode()
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    step = load_state(state_path(out))[1]["job"]["step"]
+    assert f"stopped at step {step}; the same command with --resume goes on" in said
+    assert not out.exists()
