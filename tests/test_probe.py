@@ -33,8 +33,8 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 KNOWN = {"slope": "0", "padding": "valid"}
 
 
-def picture(seed: int, size: int = 150, count: int = 18) -> tuple[Any, Any]:
-    """Discs of 16 to 28 px under uneven light, and their ids."""
+def picture(seed: int, size: int = 150, count: int = 12) -> tuple[Any, Any]:
+    """Discs of 16 to 28 px under uneven light and some hot pixels, and the ids of the discs."""
     rng = np.random.default_rng(seed)
     labels = np.zeros((size, size), np.int32)
     light = np.zeros((size, size))
@@ -49,6 +49,8 @@ def picture(seed: int, size: int = 150, count: int = 18) -> tuple[Any, Any]:
                 break
     light = ndimage.gaussian_filter(light, 1) + 0.1 * y / size
     light += rng.normal(0, 0.05, light.shape)
+    # Hot pixels of a camera: the extremes are not what the percentiles are.
+    light[tuple(rng.integers(0, size, (2, 6)))] = 3
     return np.clip(60 + 70 * light, 0, 255).astype(np.uint8), labels
 
 
@@ -58,7 +60,7 @@ def rims(labels: Any) -> Any:
     return np.where(labels == 0, 1, np.where(rim, 0, 2))
 
 
-def train(network: nn.Module, normalisation: Normalisation, target: Any, steps: int = 110) -> None:
+def train(network: nn.Module, normalisation: Normalisation, target: Any, steps: int = 240) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
@@ -96,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("probe")
     torch.manual_seed(0)
     # Classes the wrong way round, and everything against what its names make one assume.
-    config = UNetConfig(widths=(6, 8), concat="up-skip", up_activation=True)
+    config = UNetConfig(widths=(6, 8), concat="up-skip", up_activation=True, norm="batch")
     cases: dict[str, tuple[Any, Normalisation, Any, dict[str, str]]] = {
         "against": (
             UNet(config),
@@ -143,11 +145,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return found
 
 
-@pytest.mark.parametrize("name", ["rims", "normed"])
+@pytest.mark.parametrize("name", ["against", "rims", "normed"])
 def test_the_right_combination_wins(trained: Trained, name: str) -> None:
     path, truth = trained[name]
     found = probe(path, *picture(5), assume=KNOWN)
-    assert found.candidates[0].score > 0.65, found.sentence
+    assert found.candidates[0].score > 0.75, found.sentence
     assert found.best is not None, found.sentence
     # What is chosen is right, and what is not chosen is said to be open, the truth among it.
     for key, value in truth.items():
@@ -168,7 +170,6 @@ def test_the_right_combination_wins(trained: Trained, name: str) -> None:
     assert all(c.low <= c.score <= c.high for c in found.candidates)
 
 
-@pytest.mark.skip(reason="its small network is not yet trained well enough")
 def test_scaling_that_matters_is_found(trained: Trained) -> None:
     path, truth = trained["against"]
     known = {key: value for key, value in truth.items() if key not in ("normalisation", "shift")}
@@ -236,7 +237,6 @@ def test_what_is_given_is_kept(trained: Trained) -> None:
     assert found.best is None
 
 
-@pytest.mark.skip(reason="its small network is not yet trained well enough")
 def test_unknown_pixels_do_not_count(trained: Trained) -> None:
     path, truth = trained["against"]
     image, labels = picture(5)
@@ -422,7 +422,6 @@ def test_the_bundled_network_under_other_names(tmp_path: Path) -> None:
 # --- command line -------------------------------------------------------------------------------
 
 
-@pytest.mark.skip(reason="its small network is not yet trained well enough")
 def test_the_command(trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, truth = trained["against"]
     image, labels = picture(5)

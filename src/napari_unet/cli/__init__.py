@@ -1,7 +1,8 @@
 """The command ``valid-unet``: one module for each of its sub-commands.
 
-Exit status: 0 done, 1 a bug, 2 wrong usage, 4 an image, model or size that does not work, 130
-interrupted. Errors are one line on stderr; ``--debug`` shows where they came from.
+Exit status: 0 done, 1 a bug, 2 wrong usage, 3 trained but no better than before, 4 an image, model
+or size that does not work, 130 interrupted. Errors are one line on stderr; ``--debug`` shows where
+they came from.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from napari_unet.cli import (
     segment,
     shapes,
     show,
+    train,
     verify,
 )
 from napari_unet.errors import Cancelled, OptionError, ValidUNetError
@@ -30,12 +32,15 @@ from napari_unet.errors import Cancelled, OptionError, ValidUNetError
 __all__ = ["main"]
 
 _BUG, _USAGE, _BAD_INPUT, _INTERRUPTED = 1, 2, 4, 130
-_COMMANDS = (segment, verify, shapes, show, probe, convert, export, evaluate, doctor, demo)
+_COMMANDS = (
+    segment, train, verify, shapes, show, probe, convert, export, evaluate, doctor, demo,
+)  # fmt: skip
 _ISSUES = "https://github.com/napari-valid-unet/napari-valid-unet/issues"
 _EXAMPLES = """\
 examples:
   valid-unet segment cells.tif -o labels.tif        one image
   valid-unet segment *.tif -o labels/               many images, into a folder
+  valid-unet train images/ labels/ -o new.safetensors   a network for your images
   valid-unet shapes 572                             sizes of the U-Net, layer by layer
   valid-unet demo                                   napari with a sample, ready to click
 

@@ -1,0 +1,38 @@
+"""Train the bundled `axon-myelin` checkpoint: SEM of spinal cord, three classes.
+
+    python scripts/train_axon_myelin.py DATA OUT.safetensors [--seed 0]
+
+DATA holds images with the classes 0 background, 1 myelin, 2 axon (MIT), rows with split ``train``.
+"""
+
+from __future__ import annotations
+
+from data_sets import Task, parser_of, train_task
+
+from napari_unet.config import UNetConfig
+from napari_unet.training.augment import Augmentation
+from napari_unet.training.plan import parse_classes
+from napari_unet.training.recipe import Recipe
+from napari_unet.training.weights import Weighting
+
+TASK = Task(
+    "axon-myelin",
+    UNetConfig(n_classes=3, widths=(16, 32, 64, 128), norm="batch"),
+    (
+        Recipe(
+            steps=4000,
+            weighting=Weighting("none"),
+            augmentation=Augmentation(scale=0.35, elastic=3, knots=9, contrast=0.4),
+        ),
+    ),
+    settings={"min_size": 100},
+    provenance={
+        "data": "SEM of rat spinal cord (AxonDeepSeg), 6 training images. Zaimi et al., Sci Rep 8, "
+        "3816 (2018), doi:10.1038/s41598-018-22181-4.",
+        "licence": "Data: MIT, Copyright (c) NeuroPoly. Weights: as the package.",
+    },
+    classes=parse_classes("background,myelin:other,axon:foreground"),
+)
+
+if __name__ == "__main__":
+    train_task(TASK, parser_of(__doc__).parse_args(), val=0.17)
