@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_unet.errors import ImageError, OptionError
-from napari_unet.flooding import RIM, SEED, Floats, Labels, flood_seeds
+from napari_unet.flooding import RIM, SEED, Floats, Labels, Readable, flood_seeds
 from napari_unet.runs import (
     ShouldStop,
     bands,
@@ -22,14 +22,17 @@ from napari_unet.runs import (
     runs_of,
     spatial,
 )
-from napari_unet.tidying import check_pixels, raster_order, without_holes, without_small
+from napari_unet.tidying import check_pixels, raster_order, replace
 from napari_unet.waists import cut_waists
 
 __all__ = [
+    "Scores",
     "classes_from",
+    "find_objects",
     "label_instances",
     "normalised_entropy",
     "object_scores",
+    "seeds_and_rims",
 ]
 
 # Softmax in half precision may leave [0, 1] by this much.
@@ -92,22 +95,91 @@ def label_instances(
     if edge is not None:
         _same_shape(edge.shape, fg.shape, "contour", "foreground")
     _check_threshold(threshold)
+    labels = np.zeros(fg.shape, np.int32)
+    for rows in bands(fg.shape, should_stop):
+        labels[rows] = seeds_and_rims(fg[rows], None if edge is None else edge[rows], threshold)
+    find_objects(
+        labels,
+        fg,
+        min_size=min_size,
+        fill_holes=fill_holes,
+        waist=waist,
+        connectivity=connectivity,
+        should_stop=should_stop,
+    )
+    return labels
+
+
+def seeds_and_rims(
+    foreground: Floats, contour: Floats | None, threshold: float
+) -> NDArray[np.uint8]:
+    """Tell seeds, rims and background apart, pixel by pixel: the first step to objects.
+
+    Parameters
+    ----------
+    foreground, contour : float32 arrays of one shape
+        Probabilities; a whole image, or any part of one.
+    threshold : float
+        As for `label_instances`.
+
+    Returns
+    -------
+    uint8 array of the same shape
+        `flooding.SEED`, `flooding.RIM` or 0.
+    """
+    inside = foreground > threshold
+    if contour is None:
+        return inside * np.uint8(SEED)
+    classes: NDArray[np.uint8] = np.uint8(RIM) * (foreground + contour > threshold)
+    classes[inside & (foreground > contour)] = SEED
+    return classes
+
+
+def find_objects(
+    image: Labels,
+    foreground: Readable,
+    *,
+    min_size: int = 0,
+    fill_holes: bool = True,
+    waist: float = 0,
+    connectivity: int = 1,
+    should_stop: ShouldStop = None,
+) -> int:
+    """Turn seeds and rims into objects, in place; all but the first step of `label_instances`.
+
+    Parameters
+    ----------
+    image : int32 array of shape (Y, X) or (Z, Y, X)
+        What `seeds_and_rims` gave; becomes the labels.
+    foreground : float32 array of the same shape, or what reads boxes of it
+        Read only where rims are shared out.
+    min_size, fill_holes, waist, connectivity, should_stop
+        As for `label_instances`.
+
+    Returns
+    -------
+    int
+        The number of objects.
+
+    Notes
+    -----
+    The image is worked on slab by slab, and the result is that of the whole. Beside the image this
+    takes the memory of a slab, of some numbers per object, and of the largest box around a seed
+    that is cut or a rim that is shared out (at most `flooding.LARGE` pixels).
+    """
     check_pixels("min_size", min_size)
     check_pixels("waist", waist)
-    if not 1 <= connectivity <= fg.ndim:
+    if not 1 <= connectivity <= image.ndim:
         raise OptionError(
-            f"connectivity is {connectivity}; give 1 to {fg.ndim} for {fg.ndim} spatial axes."
+            f"connectivity is {connectivity}; give 1 to {image.ndim} for {image.ndim} spatial axes."
         )
-    classes = _pixel_classes(fg, edge, threshold, should_stop)
     if waist:
-        cut_waists(classes, waist, connectivity, should_stop)
-    labels = flood_seeds(classes, fg, connectivity, should_stop)
-    runs = runs_of(labels, should_stop=should_stop)
-    values = without_small(runs, runs.values(labels), min_size)
-    if fill_holes:
-        values = without_holes(runs, values, should_stop)
+        cut_waists(image, waist, connectivity, should_stop)
+    objects = flood_seeds(image, foreground, connectivity, should_stop)
     poll(should_stop)
-    return runs.paint(raster_order(values), should_stop)
+    ids = raster_order(objects.first, objects.area >= max(min_size, 1))
+    replace(image, ids[objects.owner], fill_holes=fill_holes, should_stop=should_stop)
+    return int(ids.max(initial=0))
 
 
 def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> NDArray[Any]:
@@ -169,12 +241,22 @@ def normalised_entropy(probabilities: ArrayLike) -> Floats:
     """
     p = _probabilities(probabilities, "probabilities")
     _class_stack(p)
-    doubt = np.zeros(p.shape[1:], np.float32)
-    tiny = np.finfo(np.float32).tiny
+    doubt = np.empty(p.shape[1:], np.float32)
     for rows in bands(doubt.shape):
-        for of_class in p:
-            # p log p -> 0 with p, and so does p log tiny.
-            doubt[rows] -= of_class[rows] * np.log(np.maximum(of_class[rows], tiny))
+        doubt[rows] = _entropy(p[:, rows])
+    return doubt
+
+
+def _entropy(p: Floats | list[Floats]) -> Floats:
+    """Entropy of classes (K, ...) over the largest there can be."""
+    tiny = np.finfo(np.float32).tiny
+    doubt = np.zeros(p[0].shape, np.float32)
+    for of_class in p:
+        # p log p -> 0 with p, and so does p log tiny.
+        part = np.maximum(of_class, tiny)
+        np.log(part, out=part)
+        part *= of_class
+        doubt -= part
     doubt *= np.float32(1 / np.log(len(p)))
     return np.clip(doubt, 0, 1, out=doubt)
 
@@ -215,36 +297,78 @@ def object_scores(
 
     runs = runs_of(image)
     ids, rank = compact(runs.values(image))
-    n = ids.size + 1
-    area = np.bincount(rank, runs.lengths, minlength=n)[1:]
-    at_edge = np.bincount(rank[runs.at_edge()], minlength=n)[1:] > 0
-    dense = runs.paint(rank)
-    sums = np.zeros((2, n))
+    dense = runs.paint(rank.astype(np.int32))
+    scores = Scores(ids.size, image.shape)
     for rows in bands(image.shape):
-        objects = dense[rows].ravel()
-        for row, scores in zip(sums, (fg, unsure), strict=True):
-            row += np.bincount(objects, scores[rows].ravel(), minlength=n)
-    return {
-        "index": ids.astype(np.int64),
-        "area": area.astype(np.int64),
-        "foreground_probability": np.clip(sums[0, 1:] / area, 0, 1),
-        "doubt": np.clip(sums[1, 1:] / area, 0, 1),
-        "touches_edge": at_edge,
-    }
+        scores.add(rows, dense[rows], fg[rows], unsure[rows])
+    return scores.table() | {"index": ids.astype(np.int64)}
 
 
-def _pixel_classes(
-    fg: Floats, contour: Floats | None, threshold: float, should_stop: ShouldStop
-) -> NDArray[np.uint8]:
-    classes = np.zeros(fg.shape, np.uint8)
-    for rows in bands(fg.shape, should_stop):
-        inside = fg[rows] > threshold
-        if contour is None:
-            classes[rows] = inside * np.uint8(SEED)
+class Scores:
+    """Scores of objects that are met slab by slab.
+
+    Parameters
+    ----------
+    count : int
+        Number of objects; their ids are 1 to `count`.
+    shape : tuple of int
+        Of the whole label image.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._area = np.zeros(count + 1)
+        self._at_edge = np.zeros(count + 1, np.bool_)
+        self._sums = np.zeros((2, count + 1))
+
+    def add(self, rows: slice, labels: Labels, foreground: Floats, doubt: Floats) -> None:
+        """Take in a slab.
+
+        Parameters
+        ----------
+        rows : slice
+            Where it lies on the first axis.
+        labels : int32 array
+            Its part of the label image.
+        foreground : float32 array of the same shape
+            Probability of not being background; taken into [0, 1].
+        doubt : float32 array of the same shape, or of shape (K, ...)
+            Doubt of each pixel, or the class probabilities that it is taken from.
+        """
+        runs = runs_of(labels)
+        ids = runs.values(labels)
+        lone = len(self._shape) == 3 and self._shape[0] == 1
+        ends = (rows.start == 0 and not lone, rows.stop == self._shape[0] and not lone)
+        self._at_edge[ids[runs.at_edge(*ends)]] = True
+        chosen = np.flatnonzero(ids)
+        if not chosen.size:
+            return
+        ids, lengths = ids[chosen], runs.lengths[chosen]
+        inside = labels > 0
+        if doubt.ndim > labels.ndim:
+            unsure = _entropy([of_class[inside] for of_class in doubt])
         else:
-            classes[rows] = np.uint8(RIM) * (fg[rows] + contour[rows] > threshold)
-            classes[rows][inside & (fg[rows] > contour[rows])] = SEED
-    return classes
+            unsure = doubt[inside]
+        # One number for each run first: there are few of them.
+        begin = np.cumsum(lengths) - lengths
+        n = self._area.size
+        self._area += np.bincount(ids, lengths, n)
+        for row, pixels in zip(self._sums, (foreground[inside], unsure), strict=True):
+            clipped = np.clip(pixels, 0, 1)
+            row += np.bincount(ids, np.add.reduceat(clipped, begin, dtype=np.float64), n)
+
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Columns as `object_scores` gives them."""
+        area = self._area[1:]
+        with np.errstate(invalid="ignore"):
+            foreground, doubt = self._sums[:, 1:] / area
+        return {
+            "index": np.arange(1, self._area.size),
+            "area": area.astype(np.int64),
+            "foreground_probability": np.clip(foreground, 0, 1),
+            "doubt": np.clip(doubt, 0, 1),
+            "touches_edge": self._at_edge[1:].copy(),
+        }
 
 
 def _probabilities(array: ArrayLike, name: str) -> Floats:
