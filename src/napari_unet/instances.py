@@ -27,6 +27,7 @@ from napari_unet.waists import cut_waists
 
 __all__ = [
     "Scores",
+    "as_probabilities",
     "classes_from",
     "find_objects",
     "label_instances",
@@ -89,8 +90,8 @@ def label_instances(
     Cancelled
         If `should_stop` returned true.
     """
-    fg = _probabilities(foreground, "foreground")
-    edge = None if contour is None else _probabilities(contour, "contour")
+    fg = as_probabilities(foreground, "foreground")
+    edge = None if contour is None else as_probabilities(contour, "contour")
     spatial(fg, "foreground")
     if edge is not None:
         _same_shape(edge.shape, fg.shape, "contour", "foreground")
@@ -205,7 +206,7 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
     OptionError
         If `threshold` is outside [0, 1).
     """
-    p = _probabilities(probabilities, "probabilities")
+    p = as_probabilities(probabilities, "probabilities")
     _class_stack(p)
     if threshold is not None:
         _check_threshold(threshold)
@@ -239,7 +240,7 @@ def normalised_entropy(probabilities: ArrayLike) -> Floats:
     ImageError
         If the array has another number of axes, fewer than 2 classes or no probabilities.
     """
-    p = _probabilities(probabilities, "probabilities")
+    p = as_probabilities(probabilities, "probabilities")
     _class_stack(p)
     doubt = np.empty(p.shape[1:], np.float32)
     for rows in bands(doubt.shape):
@@ -288,11 +289,11 @@ def object_scores(
         If an array is not what is said above.
     """
     image = label_image(labels, "labels")
-    fg = _probabilities(foreground, "foreground")
+    fg = as_probabilities(foreground, "foreground")
     _same_shape(fg.shape, image.shape, "foreground", "labels")
     if np.ndim(doubt) == image.ndim + 1:
         doubt = normalised_entropy(doubt)
-    unsure = _probabilities(doubt, "doubt")
+    unsure = as_probabilities(doubt, "doubt")
     _same_shape(unsure.shape, image.shape, "doubt", "labels")
 
     runs = runs_of(image)
@@ -371,7 +372,14 @@ class Scores:
         }
 
 
-def _probabilities(array: ArrayLike, name: str) -> Floats:
+def as_probabilities(array: ArrayLike, name: str) -> Floats:
+    """Check that something holds probabilities, and return it as contiguous float32.
+
+    Raises
+    ------
+    ImageError
+        If there are other values than numbers from 0 to 1.
+    """
     given = np.asarray(array)
     if given.dtype.kind not in "fbiu":
         raise ImageError(f"{name} has type {given.dtype}; give probabilities as real numbers.")
