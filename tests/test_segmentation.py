@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import napari_unet
-from napari_unet import intensity, maps, runs, segmentation
+from napari_unet import focus, intensity, maps, runs, segmentation
 from napari_unet.checkpoint import Card, ClassInfo, Model
 from napari_unet.errors import (
     Cancelled,
@@ -27,7 +27,7 @@ from napari_unet.errors import (
     OptionError,
 )
 from napari_unet.options import Options
-from napari_unet.segmentation import segment, segment_steps
+from napari_unet.segmentation import Progress, segment, segment_steps
 from napari_unet.tiling import Window
 from napari_unet.verification import verify
 
@@ -295,6 +295,45 @@ def test_progress_tells_every_tile_and_previews_cover_the_image() -> None:
         assert events[0].done == 0
         if output == "classes":
             np.testing.assert_array_equal(shown, segment(image, MODEL, output="classes").labels)
+
+
+@pytest.mark.parametrize("output", ["instances", "classes"])
+def test_what_is_looked_at_comes_first_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch, output: Any
+) -> None:
+    monkeypatch.setattr(focus, "_LONG", 0)
+    monkeypatch.setattr(focus, "_SHARE", 1)
+    monkeypatch.setattr(focus, "_GLANCE", {2: 20})
+    image = image_of(3, 110, 120)
+    options = Options(output=output, tile_size=100)
+    whole = segment(image, MODEL, options)
+    seen = (slice(1, 2), slice(70, 100), slice(65, 95))
+    steps = segment_steps(image, MODEL, options, preview=True, focus=seen)
+    events: list[Progress] = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as stop:
+            result = stop.value
+            break
+    np.testing.assert_array_equal(result.labels, whole.labels)
+    for name, column in whole.objects.items():
+        np.testing.assert_array_equal(result.objects[name], column)
+    glance, *tiles = [event for event in events if event.window is not None]
+    assert glance.done == 0
+    assert glance.frame == (1,)
+    assert glance.window is not None
+    assert glance.window.shape == (20, 20)
+    for axis, part in enumerate(seen[1:]):
+        middle = (part.start + part.stop) / 2
+        assert glance.window.start[axis] <= middle <= glance.window.stop[axis]
+    assert [event.done for event in tiles] == list(range(1, tiles[0].total + 1))
+    assert tiles[0].frame == (1,)
+    assert tiles[0].window is not None
+    for axis, part in enumerate(seen[1:]):
+        assert tiles[0].window.start[axis] < part.stop
+        assert part.start < tiles[0].window.stop[axis]
+    assert {event.frame for event in tiles} == {(0,), (1,), (2,)}
 
 
 def test_cancel_leaves_nothing_and_can_keep_what_was_finished() -> None:

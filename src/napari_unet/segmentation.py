@@ -22,6 +22,7 @@ from napari_unet.assembly import Assembly
 from napari_unet.checkpoint import Model, load_model
 from napari_unet.engine import prepare, run_tiles
 from napari_unet.errors import Cancelled, ImageError
+from napari_unet.focus import Focus
 from napari_unet.frames import Frame, Lead
 from napari_unet.intensity import Intensity, fit_intensity
 from napari_unet.options import Options
@@ -193,6 +194,7 @@ def segment_steps(
     *,
     should_stop: ShouldStop = None,
     preview: bool = False,
+    focus: tuple[slice, ...] | None = None,
 ) -> Generator[Progress, None, Segmentation]:
     """Segment an image step by step.
 
@@ -204,6 +206,10 @@ def segment_steps(
         Asked inside tiles and between pieces of the post-processing.
     preview : bool
         Whether `Progress.preview` is filled.
+    focus : tuple of slice, optional
+        Part of the image to begin with, over its axes without the channels: the tiles there come
+        first, and then ever farther ones. Nothing else changes. With `preview`, where a tile takes
+        long, a small one in the middle is shown before it, with ``done`` still at 0.
 
     Yields
     ------
@@ -227,6 +233,7 @@ def segment_steps(
     kept = np.zeros((job.n_classes, *shape), np.float32) if job.keeps_probabilities else None
     result = _Result(job, np.zeros(shape, np.int32), kept)
     total = len(job.plan) * len(job.frames)
+    aim = Focus(job, focus)
 
     def progress(stage: str, frame: tuple[int, ...] = (), **more: Any) -> Progress:
         seconds = time.perf_counter() - started
@@ -234,22 +241,26 @@ def segment_steps(
 
     complete = True
     fitted: dict[tuple[int, ...], Intensity] = {}
-    for index in job.frames:
+    for index in aim.frames():
         of = job.axes.fit_index(index)
         if of not in fitted:
-            fitted = {of: fit_frame(job, of)}
+            fitted[of] = fit_frame(job, of)
         frame = Frame(job.data, job.axes, index, fitted[of], job.grid)
         yield progress("network", index)
         assembly = result.assembly(index)
         try:
-            for tile, logits in run_tiles(network, frame.read, job.plan, job.runtime, should_stop):
-                window, found = tile.write, probabilities_of(logits)
-                assembly.add(window, found)
-                shown = _preview(job, found, window, result) if preview else None
-                result.done += 1
-                image_window = job.grid.to_image(window, job.window)
-                result.pixels += int(np.prod(image_window.shape))
-                yield progress("network", index, window=image_window, preview=shown)
+            glance = aim.glance() if preview and not result.done else None
+            for plan in (glance, aim.plan) if glance else (aim.plan,):
+                tiles = run_tiles(network, frame.read, plan, job.runtime, should_stop)
+                for tile, logits in tiles:
+                    found = probabilities_of(logits)
+                    shown = _preview(job, found, tile.write, result) if preview else None
+                    window = job.grid.to_image(tile.write, job.window)
+                    if plan is not glance:  # which is for the eye only
+                        assembly.add(tile.write, found)
+                        result.done += 1
+                        result.pixels += int(np.prod(window.shape))
+                    yield progress("network", index, window=window, preview=shown)
         except Cancelled:
             if not (job.options.keep_finished and result.done):
                 raise
