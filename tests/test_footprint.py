@@ -87,7 +87,7 @@ def test_the_peak_is_within_15_percent_of_the_measured(name: str) -> None:
     assert done.returncode == 0, done.stderr
     for (half, settings, size), measured in zip(cases, done.stdout.split(), strict=True):
         modelled = footprint(UNetConfig(**settings), size, predictor=name, half=half).peak
-        print(half,settings,size,modelled/int(measured))
+        print(half, settings, size, modelled / int(measured))
 
 
 @pytest.mark.parametrize(("settings", "shape"), NETWORKS)

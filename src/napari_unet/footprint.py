@@ -70,14 +70,14 @@ class Footprint:
         Bytes held at once at most: activations, input, output, weights.
     weights : int
         Bytes of the weights alone, as often as they are held.
-    touched : int
-        Bytes of all maps that are written.
+    fresh : int
+        Bytes of maps too large for the C library to keep; torch gets each from the system anew.
     """
 
     flops: int
     peak: int
     weights: int
-    touched: int
+    fresh: int
 
 
 def levels(config: UNetConfig, shape: Sequence[int]) -> tuple[Level, ...]:
@@ -136,8 +136,8 @@ def footprint(
     walk.run()
     packed = _packed(walk.maps) * 17 // 16 if predictor == "openvino" else _allocated(walk.maps)
     weights = walk.weights()
-    touched = sum(held.size for held in walk.maps)
-    return Footprint(walk.flops, packed + weights + _BASE[predictor], weights, touched)
+    fresh = sum(held.size for held in walk.maps if held.size > _SMALL)
+    return Footprint(walk.flops, packed + weights + _BASE[predictor], weights, fresh)
 
 
 @dataclass

@@ -272,7 +272,7 @@ def segment_steps(
             break
     seconds = time.perf_counter() - started
     objects = result.number_objects()
-    report = job.report(seconds, result.done, len(objects.get("index", ())), complete)
+    report = job.report(seconds, result.done, len(objects.get("index", ())), complete, network)
     return Segmentation(result.labels, result.probabilities, objects, report)
 
 

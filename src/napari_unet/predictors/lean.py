@@ -33,12 +33,15 @@ class LeanUNet(nn.Module):
         super().__init__()
         folded = fold_batch_norm(network).eval().requires_grad_(False)
         self.config = folded.config
-        self.down, self.up = folded.down, folded.up
+        # Lists of sequences of layers, which torch's types cannot tell.
+        self.down: Any = folded.down
+        self.up: Any = folded.up
         self.head = folded.head
-        pairs = [_apart(block[0], self.config, level) for level, block in enumerate(folded.merge)]
+        merge: Any = folded.merge
+        pairs = [_apart(block[0], self.config, level) for level, block in enumerate(merge)]
         self.from_skip = nn.ModuleList(skip for skip, _ in pairs)
         self.from_below = nn.ModuleList(below for _, below in pairs)
-        self.rest = nn.ModuleList(nn.Sequential(*list(block)[1:]) for block in folded.merge)
+        self.rest: Any = nn.ModuleList(nn.Sequential(*list(block)[1:]) for block in merge)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute logits: (B, C, [Z,] Y, X) -> (B, K, [Z',] Y', X'), of an admissible size."""
@@ -93,9 +96,7 @@ def _apart(conv: Any, config: Any, level: int) -> tuple[nn.Module, nn.Module]:
     made = []
     for part, bias in zip(ordered, (conv.bias, None), strict=True):
         with torch.device("meta"):
-            one = type(conv)(
-                part.shape[1], part.shape[0], conv.kernel_size, bias=bias is not None
-            )
+            one = type(conv)(part.shape[1], part.shape[0], conv.kernel_size, bias=bias is not None)
         one.weight = nn.Parameter(part.contiguous(), requires_grad=False)
         if bias is not None:
             one.bias = nn.Parameter(bias.detach(), requires_grad=False)

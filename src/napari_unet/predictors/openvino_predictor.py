@@ -202,9 +202,7 @@ class _Graph:
         # One that follows its activation: it stays, as a scale and a shift.
         scale = module.weight / torch.sqrt(module.running_var + module.eps)
         shift = module.bias - module.running_mean * scale
-        return self.op.add(
-            self.op.multiply(features, self.channels(scale)), self.channels(shift)
-        )
+        return self.op.add(self.op.multiply(features, self.channels(scale)), self.channels(shift))
 
     def _upsample(self, module: Any, features: Any) -> Any:
         linear = module.mode != "nearest"

@@ -116,9 +116,7 @@ class _OnGpu:
 
 
 @contextmanager
-def _interruptible(
-    network: Callable[[Tensor], Tensor], should_stop: ShouldStop
-) -> Iterator[None]:
+def _interruptible(network: Callable[[Tensor], Tensor], should_stop: ShouldStop) -> Iterator[None]:
     """Ask before every layer whether to go on: a tile of a large network takes many seconds."""
     if should_stop is None or not isinstance(network, nn.Module):
         if should_stop is not None and should_stop():
