@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -65,7 +66,10 @@ def _graph(model: Model, tile: tuple[int, ...]) -> Any:
 
     network = fold_batch_norm(model.network).eval()
     example = torch.zeros(1, model.config.in_channels, *tile)
-    return openvino.convert_model(network, example_input=example, input=[list(example.shape)])
+    with warnings.catch_warnings():
+        # Sizes are fixed here: what tracing may not generalise to does not matter.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return openvino.convert_model(network, example_input=example, input=[list(example.shape)])
 
 
 def openvino_graph(

@@ -208,19 +208,28 @@ class Bench:
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as fast as the tutorial's way, and as MONAI's, each way is."""
+    """How many times as fast each way is as others; and its share of OpenVINO's own figure."""
     timed = {
-        (r["network"], r["size"], r["way"]): r["median"]
-        for r in rows
-        if r["part"] == "ways" and "median" in r
+        (row["network"], row["size"], row["way"]): row
+        for row in rows
+        if row["part"] == "ways" and "median" in row
+    }
+    bare = {
+        (row["network"], row["precision"]): row["flops_per_second"]
+        for row in rows
+        if row["way"] == "openvino"
     }
     found = []
-    for (network, size, way), seconds in timed.items():
-        row = {"network": network, "size": size, "way": way}
+    for (network, size, way), row in timed.items():
+        line = {"network": network, "size": size, "way": way}
         for other in ("tutorial", "monai", "whole", "whole product float32", "whole product auto"):
             if (network, size, other) in timed:
-                row[f"times {other}"] = timed[network, size, other] / seconds
-        found.append(row)
+                line[f"times {other}"] = timed[network, size, other]["median"] / row["median"]
+        best = bare.get((network, row.get("precision", "")))
+        if best and "flops" in row:
+            line["of openvino, all counted"] = row["flops"] / row["median"] / best
+            line["of openvino, tiles alone"] = row["flops"] / row["network_seconds"] / best
+        found.append(line)
     return found
 
 

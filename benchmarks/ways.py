@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from napari_unet.checkpoint import Card, Model, load_model
 from napari_unet.config import UNetConfig
+from napari_unet.footprint import footprint
 from napari_unet.model import UNet, fold_batch_norm, he_initialise
 from napari_unet.options import Options
 from napari_unet.segmentation import Progress, segment_steps
@@ -193,6 +194,7 @@ def product(
     details = {
         "tile": list(report.tile_size),
         "tiles": report.tiles,
+        "flops": report.tiles * footprint(model.config, report.tile_size).flops,
         "precision": report.precision,
         "engine": getattr(report, "engine", "torch"),
         "first_tile_seconds": stages["first"],

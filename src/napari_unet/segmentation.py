@@ -123,7 +123,10 @@ class _Result:
         kept = self.probabilities
         whole: tuple[slice | int, ...] = (slice(None), *place)
         probabilities = None if kept is None else kept[whole]
-        return Assembly(self.job, self.labels[place], probabilities, _IN_MEMORY)
+        budget, in_memory = self.job.options.memory, _IN_MEMORY
+        if budget is not None and self.job.runtime.device.type == "cpu":
+            in_memory = min(in_memory, budget // 4)
+        return Assembly(self.job, self.labels[place], probabilities, in_memory)
 
     def number_objects(self) -> dict[str, NDArray[Any]]:
         """Let the ids of each frame follow those of the one before, in one table."""
