@@ -216,9 +216,8 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
         # Class by class: the classes of one pixel lie far apart in memory.
         best = p[0, rows].copy() if threshold is None else np.full_like(p[0, rows], threshold)
         for k in range(1, len(p)):
-            better = p[k, rows] > best
-            best[better] = p[k, rows][better]
-            classes[rows][better] = k
+            np.copyto(classes[rows], k, where=p[k, rows] > best)
+            np.maximum(best, p[k, rows], out=best)
     return classes
 
 

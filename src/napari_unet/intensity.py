@@ -119,7 +119,7 @@ class Intensity:
         """
         out = np.empty(pixels.shape, np.float32)
         for channel, plane in enumerate(pixels):
-            if plane.dtype.kind == "f":
+            if plane.dtype.kind == "f" and not np.isfinite(plane).all():
                 plane = np.nan_to_num(
                     plane,
                     nan=self.floor[channel],
@@ -128,8 +128,10 @@ class Intensity:
                 )
             # Offset before scale in float64 where float32 would lose low bits of large integers.
             wide = np.float64 if plane.dtype.itemsize > 2 else np.float32
-            level = plane.astype(wide) - wide(self.offset[channel])
-            out[channel] = level * wide(self.scale[channel]) + wide(self.shift)
+            level = np.subtract(plane, wide(self.offset[channel]), dtype=wide)
+            level *= wide(self.scale[channel])
+            level += wide(self.shift)
+            out[channel] = level
         return out
 
 
