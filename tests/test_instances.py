@@ -14,12 +14,8 @@ from skimage.segmentation import watershed
 from napari_unet import flooding, runs, waists
 from napari_unet.errors import Cancelled, ImageError, OptionError
 from napari_unet.evaluate import evaluate
-from napari_unet.instances import (
-    classes_from,
-    label_instances,
-    normalised_entropy,
-    object_scores,
-)
+from napari_unet.instances import classes_from, label_instances
+from napari_unet.scores import normalised_entropy, object_scores
 from napari_unet.tidying import fill_object_holes, relabel_raster, remove_small
 
 HUGE = {2: 1 << 20, 3: 1 << 20}

@@ -78,7 +78,7 @@ def test_lazy_equals_eager(model: Model) -> None:
 def test_lazy_arrays_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the statistics nor the tiles ask for more than a piece at once."""
     monkeypatch.setattr(intensity, "_SLAB", 3000)
-    image = image_of(300, 300)
+    image = image_of(110, 120)
     reads: list[int] = []
 
     class Watched:
@@ -375,9 +375,10 @@ def test_out_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("napari_unet.engine._forward", full)
-    with pytest.raises(MemoryLimitError, match="choose a smaller tile size or the CPU"):
-        segment(image_of(50, 50), MODEL)
+    monkeypatch.setattr("napari_unet.devices._learned", {})
+    monkeypatch.setattr("napari_unet.predictors.torch_predictor.TorchPredictor.start", full)
+    with pytest.raises(MemoryLimitError, match="the smallest there are; close other programs"):
+        segment(image_of(50, 50), MODEL, engine="torch")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 5), (2, 1, 1)])

@@ -19,6 +19,7 @@ from napari_unet.maps import ArrayMaps, Maps, maps_for
 from napari_unet.plan import Job
 from napari_unet.resample import resize_linear
 from napari_unet.runs import ShouldStop, bands, runs_of
+from napari_unet.scores import Scores
 from napari_unet.tidying import raster_order, replace
 from napari_unet.tiling import Window
 
@@ -85,7 +86,7 @@ class Assembly:
         Returns
         -------
         dict of columns
-            The objects' scores, as `instances.object_scores` gives them; empty for classes.
+            The objects' scores, as `scores.object_scores` gives them; empty for classes.
 
         Raises
         ------
@@ -145,7 +146,7 @@ class Assembly:
 
     def _scores(self, count: int, should_stop: ShouldStop) -> dict[str, NDArray[Any]]:
         job = self._job
-        scores = instances.Scores(count, self._labels.shape)
+        scores = Scores(count, self._labels.shape)
         for rows, window in self._slabs(should_stop):
             part = self._labels[rows]
             under = job.grid.centres(window)

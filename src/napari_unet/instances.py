@@ -1,4 +1,4 @@
-"""From class probabilities to objects, and a score for each object.
+"""From class probabilities to objects.
 
 Everything here works on 2 or 3 spatial axes, needs no torch, and depends on the arrays alone: the
 same probabilities give the same ids on every machine, in whatever pieces the work is done.
@@ -16,23 +16,19 @@ from napari_unet.flooding import RIM, SEED, Floats, Labels, Readable, flood_seed
 from napari_unet.runs import (
     ShouldStop,
     bands,
-    compact,
-    label_image,
     poll,
-    runs_of,
     spatial,
 )
 from napari_unet.tidying import check_pixels, raster_order, replace
 from napari_unet.waists import cut_waists
 
 __all__ = [
-    "Scores",
     "as_probabilities",
+    "class_stack",
     "classes_from",
     "find_objects",
     "label_instances",
-    "normalised_entropy",
-    "object_scores",
+    "same_shape",
     "seeds_and_rims",
 ]
 
@@ -94,7 +90,7 @@ def label_instances(
     edge = None if contour is None else as_probabilities(contour, "contour")
     spatial(fg, "foreground")
     if edge is not None:
-        _same_shape(edge.shape, fg.shape, "contour", "foreground")
+        same_shape(edge.shape, fg.shape, "contour", "foreground")
     _check_threshold(threshold)
     labels = np.zeros(fg.shape, np.int32)
     for rows in bands(fg.shape, should_stop):
@@ -207,7 +203,7 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
         If `threshold` is outside [0, 1).
     """
     p = as_probabilities(probabilities, "probabilities")
-    _class_stack(p)
+    class_stack(p)
     if threshold is not None:
         _check_threshold(threshold)
     dtype = np.uint8 if len(p) <= 256 else np.int32
@@ -219,156 +215,6 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
             np.copyto(classes[rows], k, where=p[k, rows] > best)
             np.maximum(best, p[k, rows], out=best)
     return classes
-
-
-def normalised_entropy(probabilities: ArrayLike) -> Floats:
-    """Doubt of each pixel: entropy of its classes over that of a coin toss between all of them.
-
-    Parameters
-    ----------
-    probabilities : float array of shape (K, Y, X) or (K, Z, Y, X)
-        K at least 2.
-
-    Returns
-    -------
-    float32 array of shape (Y, X) or (Z, Y, X)
-        0 (sure) to 1 (all classes alike).
-
-    Raises
-    ------
-    ImageError
-        If the array has another number of axes, fewer than 2 classes or no probabilities.
-    """
-    p = as_probabilities(probabilities, "probabilities")
-    _class_stack(p)
-    doubt = np.empty(p.shape[1:], np.float32)
-    for rows in bands(doubt.shape):
-        doubt[rows] = _entropy(p[:, rows])
-    return doubt
-
-
-def _entropy(p: Floats | list[Floats]) -> Floats:
-    """Entropy of classes (K, ...) over the largest there can be."""
-    tiny = np.finfo(np.float32).tiny
-    doubt = np.zeros(p[0].shape, np.float32)
-    for of_class in p:
-        # p log p -> 0 with p, and so does p log tiny.
-        part = np.maximum(of_class, tiny)
-        np.log(part, out=part)
-        part *= of_class
-        doubt -= part
-    doubt *= np.float32(1 / np.log(len(p)))
-    return np.clip(doubt, 0, 1, out=doubt)
-
-
-def object_scores(
-    labels: ArrayLike, foreground: ArrayLike, doubt: ArrayLike
-) -> dict[str, NDArray[Any]]:
-    """Score every object, one row each, for the table beside a Labels layer.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background; ids need not be consecutive.
-    foreground : float array of the same shape
-        Probability of not being background.
-    doubt : float array of the same shape, or of shape (K, ...)
-        Doubt of each pixel in [0, 1], or the class probabilities to take it from with
-        `normalised_entropy`.
-
-    Returns
-    -------
-    dict of columns of one length
-        ``index`` (id, ascending, int64), ``area`` (pixels, int64), ``foreground_probability`` and
-        ``doubt`` (means over the object, float64), ``touches_edge`` (of the image, bool).
-
-    Raises
-    ------
-    ImageError
-        If an array is not what is said above.
-    """
-    image = label_image(labels, "labels")
-    fg = as_probabilities(foreground, "foreground")
-    _same_shape(fg.shape, image.shape, "foreground", "labels")
-    if np.ndim(doubt) == image.ndim + 1:
-        doubt = normalised_entropy(doubt)
-    unsure = as_probabilities(doubt, "doubt")
-    _same_shape(unsure.shape, image.shape, "doubt", "labels")
-
-    runs = runs_of(image)
-    ids, rank = compact(runs.values(image))
-    dense = runs.paint(rank.astype(np.int32))
-    scores = Scores(ids.size, image.shape)
-    for rows in bands(image.shape):
-        scores.add(rows, dense[rows], fg[rows], unsure[rows])
-    return scores.table() | {"index": ids.astype(np.int64)}
-
-
-class Scores:
-    """Scores of objects that are met slab by slab.
-
-    Parameters
-    ----------
-    count : int
-        Number of objects; their ids are 1 to `count`.
-    shape : tuple of int
-        Of the whole label image.
-    """
-
-    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self._area = np.zeros(count + 1)
-        self._at_edge = np.zeros(count + 1, np.bool_)
-        self._sums = np.zeros((2, count + 1))
-
-    def add(self, rows: slice, labels: Labels, foreground: Floats, doubt: Floats) -> None:
-        """Take in a slab.
-
-        Parameters
-        ----------
-        rows : slice
-            Where it lies on the first axis.
-        labels : int32 array
-            Its part of the label image.
-        foreground : float32 array of the same shape
-            Probability of not being background; taken into [0, 1].
-        doubt : float32 array of the same shape, or of shape (K, ...)
-            Doubt of each pixel, or the class probabilities that it is taken from.
-        """
-        runs = runs_of(labels)
-        ids = runs.values(labels)
-        lone = len(self._shape) == 3 and self._shape[0] == 1
-        ends = (rows.start == 0 and not lone, rows.stop == self._shape[0] and not lone)
-        self._at_edge[ids[runs.at_edge(*ends)]] = True
-        chosen = np.flatnonzero(ids)
-        if not chosen.size:
-            return
-        ids, lengths = ids[chosen], runs.lengths[chosen]
-        inside = labels > 0
-        if doubt.ndim > labels.ndim:
-            unsure = _entropy([of_class[inside] for of_class in doubt])
-        else:
-            unsure = doubt[inside]
-        # One number for each run first: there are few of them.
-        begin = np.cumsum(lengths) - lengths
-        n = self._area.size
-        self._area += np.bincount(ids, lengths, n)
-        for row, pixels in zip(self._sums, (foreground[inside], unsure), strict=True):
-            clipped = np.clip(pixels, 0, 1)
-            row += np.bincount(ids, np.add.reduceat(clipped, begin, dtype=np.float64), n)
-
-    def table(self) -> dict[str, NDArray[Any]]:
-        """Columns as `object_scores` gives them."""
-        area = self._area[1:]
-        with np.errstate(invalid="ignore"):
-            foreground, doubt = self._sums[:, 1:] / area
-        return {
-            "index": np.arange(1, self._area.size),
-            "area": area.astype(np.int64),
-            "foreground_probability": np.clip(foreground, 0, 1),
-            "doubt": np.clip(doubt, 0, 1),
-            "touches_edge": self._at_edge[1:].copy(),
-        }
 
 
 def as_probabilities(array: ArrayLike, name: str) -> Floats:
@@ -395,7 +241,8 @@ def as_probabilities(array: ArrayLike, name: str) -> Floats:
     return p
 
 
-def _class_stack(p: Floats) -> None:
+def class_stack(p: Floats) -> None:
+    """Raise `ImageError` if an array is no stack of classes (K, [Z,] Y, X)."""
     if p.ndim not in (3, 4) or len(p) < 2:
         raise ImageError(
             f"probabilities has shape {p.shape}; give at least 2 classes on the first axis, "
@@ -403,7 +250,8 @@ def _class_stack(p: Floats) -> None:
         )
 
 
-def _same_shape(shape: tuple[int, ...], expected: tuple[int, ...], name: str, other: str) -> None:
+def same_shape(shape: tuple[int, ...], expected: tuple[int, ...], name: str, other: str) -> None:
+    """Raise `ImageError` if two shapes differ."""
     if shape != expected:
         raise ImageError(f"{name} has shape {shape} but {other} has {expected}; give both alike.")
 
