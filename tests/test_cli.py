@@ -333,7 +333,7 @@ def test_segment_one_image(run, tmp_path, cells, models):
     assert (status, err) == (0, "")
     assert text.startswith(f"{cells} -> {out}: ")
     assert ": 2 objects in " in text
-    assert "(1 tile, cpu, float32, " in text
+    assert "(1 tile, cpu, torch, float32, " in text
     labels = read_image(out)
     assert (labels.kind, labels.axes, labels.spacing) == ("imagej", "YX", (0.5, 0.5))
     from napari_unet import segment

@@ -95,8 +95,14 @@ def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
 
 
 def test_the_lean_network_leaves_the_models_own() -> None:
-    network = network_of({"norm": "batch"})
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    for parameter in LeanUNet(network).parameters():
-        parameter.zero_()
-    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    """Whatever its copy is brought to; without batch norm, weights are held once."""
+    for settings in ({}, {"norm": "batch"}):
+        network = network_of(settings)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        lean = LeanUNet(network)
+        shared = lean.head.weight.data_ptr() == network.head.weight.data_ptr()
+        assert shared == (not settings)
+        lean.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        after = network.state_dict()
+        assert all(torch.equal(before[key], value) for key, value in after.items())
+        assert all(value.dtype == before[key].dtype for key, value in after.items())

@@ -198,13 +198,17 @@ class _Walk:
         """Bytes of the weights where they run.
 
         torch holds a copy made for inference, and lays one layer at a time out anew as it runs;
-        OpenVINO holds the graph's constants and its own layout of them.
+        OpenVINO holds its own layout beside the graph's constants, which are the model's own but
+        for what is folded or taken apart.
         """
         config = self.config
+        kernels = list(map(prod, config.kernels))
         if self.predictor == "openvino":
-            return config.n_parameters * (4 + self.itemsize)
-        kernels = zip(config.widths, config.kernels, strict=True)
-        largest = max(width * width * prod(kernel) for width, kernel in kernels)
+            pairs = zip(config.widths, config.up_widths, kernels, strict=False)
+            apart = sum((width + up) * width * kernel for width, up, kernel in pairs)
+            constants = apart if config.norm == "none" else config.n_parameters
+            return config.n_parameters * self.itemsize + 4 * constants
+        largest = max(w * w * kernel for w, kernel in zip(config.widths, kernels, strict=True))
         return (config.n_parameters + largest) * self.itemsize
 
     def run(self) -> None:

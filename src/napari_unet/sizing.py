@@ -14,7 +14,7 @@ from napari_unet.geometry import AxisGeometry
 __all__ = ["Sizing", "choose_tile"]
 
 # Of tiles that cost about the same the smallest is taken: results and a stop come sooner.
-_ABOUT_THE_SAME = 1.04
+_ABOUT_THE_SAME = 1.02
 # Per call, and per byte of maps so large that torch has them from the system anew each time.
 _CALL_SECONDS, _FRESH_SECONDS = 0.002, 2.5e-10
 _PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -63,7 +63,9 @@ def verify(
     Verification
     """
     loaded = load_model(model)
-    job = plan_job(image, loaded, Options(**{"precision": "float32", **settings}))
+    if settings.get("precision", "auto") == "auto":
+        settings["precision"] = "float32"
+    job = plan_job(image, loaded, Options(**settings))
     network = prepare(loaded.network, job.runtime)
     index = job.frames[0]
     frame = Frame(job.data, job.axes, index, fit_frame(job, job.axes.fit_index(index)), job.grid)

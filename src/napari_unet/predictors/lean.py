@@ -26,12 +26,13 @@ class LeanUNet(nn.Module):
     Parameters
     ----------
     network : UNet
-        Left as it is; weights that need no change are shared with it.
+        Left as it is. Weights that need no change are shared with it, and only ever read.
     """
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
-        folded = fold_batch_norm(network).eval().requires_grad_(False)
+        folded = _shared(network) if network.config.norm == "none" else fold_batch_norm(network)
+        folded = folded.eval().requires_grad_(False)
         self.config = folded.config
         # Lists of sequences of layers, which torch's types cannot tell.
         self.down: Any = folded.down
@@ -69,6 +70,15 @@ class LeanUNet(nn.Module):
                 features = layer(features)
         logits: Tensor = self.head(features)
         return logits
+
+
+def _shared(network: UNet) -> UNet:
+    """Return another network with the same tensors: weights are held once."""
+    with torch.device("meta"):
+        other = UNet(network.config)
+    weights = {key: value.detach() for key, value in network.state_dict().items()}
+    other.load_state_dict(weights, assign=True)
+    return other
 
 
 def _pooled(features: Tensor, factor: Sequence[int]) -> Tensor:
