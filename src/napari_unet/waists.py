@@ -178,8 +178,8 @@ def _one_lobe(smooth: NDArray[np.float64], depth: float) -> bool:
         return False
     heights = smooth[tuple(tops.T)]
     highest = int(heights.argmax())
-    if heights[highest] <= depth:
-        return False
+    if len(tops) == 1 or heights[highest] <= depth:
+        return bool(heights[highest] > depth)
     steps = np.abs(tops - tops[highest]).max(1)
     parts = np.linspace(0, 1, int(steps.max()) + 1)
     # Rounded alike along every axis, each step is to a pixel or one of its neighbours.
