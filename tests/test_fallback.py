@@ -20,8 +20,10 @@ from napari_unet.config import UNetConfig
 from napari_unet.devices import memory_budget
 from napari_unet.engine import Prepared, Runtime, run_tiles
 from napari_unet.errors import Cancelled, MemoryLimitError
+from napari_unet.options import Options
 from napari_unet.predictors import PredictorError
 from napari_unet.predictors.torch_predictor import TorchPredictor
+from napari_unet.segmentation import segment, segment_steps
 from napari_unet.tiling import TilePlan, Window, plan_tiles, read_mirrored
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -219,6 +221,9 @@ class Stream:
         self.log.append(f"start {self.count}")
         return Queued(self, self.count, crop_plus_one(torch.from_numpy(pixels)).numpy())
 
+    def rest(self) -> None:
+        pass
+
 
 class Queued:
     def __init__(self, stream: Stream, count: int, logits: NDArray[np.float32]) -> None:
@@ -277,3 +282,33 @@ def test_the_prepared_network_leaves_the_models_own() -> None:
     plan = plan_tiles((20, 20), network.config.geometry, 40)
     assemble(Prepared(network, runtime), np.ones((20, 20)), plan)
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_person_is_told_while_it_runs_and_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole segmentation on a machine that has less memory than it said."""
+    model = random_model(widths=(4, 4))
+    image = np.random.default_rng(0).normal(size=(120, 130))
+    options = Options(engine="torch", precision="float32")
+    wanted = segment(image, model, options)
+    assert wanted.report.remarks == ()
+    forward = TorchPredictor.forward
+
+    def scarce(self: TorchPredictor, pixels: Tensor, should_stop: Any = None) -> Tensor:
+        if pixels[0, 0].numel() > 100 * 100:
+            raise MemoryError
+        return forward(self, pixels, should_stop)
+
+    monkeypatch.setattr(TorchPredictor, "forward", scarce)
+    steps, told = segment_steps(image, model, options), []
+    while True:
+        try:
+            told.append(next(steps).remarks)
+        except StopIteration as stop:
+            found = stop.value
+            break
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    assert found.report.tiles == wanted.report.tiles
+    assert told[0] == ()
+    assert told[-1] == found.report.remarks
+    assert all("Memory ran out on cpu with tiles of" in remark for remark in told[-1])
+    assert told[-1]

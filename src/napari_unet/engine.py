@@ -129,6 +129,11 @@ class Prepared:
             raise
         return TorchPredictor(lean, runtime.device, runtime.dtype)
 
+    def rest(self) -> None:
+        """Give back memory that is only of use to the next tile, if it is much."""
+        if self._predictor is not None:
+            self._predictor.rest()
+
     def give_up_openvino(self, error: PredictorError) -> None:
         """Go on with torch, which can run everything."""
         self._change(replace(self.runtime, engine="torch"), f"{error}; PyTorch runs instead.")
@@ -268,6 +273,7 @@ def run_tiles(
             except MemoryLimitError as limit:
                 raise limit from error
             left = deque(_divided(left, plan, step, partial))
+    ready.rest()
 
 
 def _divided(

@@ -66,6 +66,8 @@ class Progress:
         What the last tile wrote, in image pixels; None where no tile has just ended.
     preview : ndarray of int32, of the window's shape, optional
         Classes, or objects of this tile alone, with ids that no other tile has.
+    remarks : tuple of str
+        What had to be changed so far, such as smaller tiles where memory ran out; sentences.
     """
 
     stage: str
@@ -76,6 +78,7 @@ class Progress:
     frame: tuple[int, ...] = ()
     window: Window | None = None
     preview: NDArray[np.int32] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -240,6 +243,7 @@ def segment_steps(
 
     def progress(stage: str, frame: tuple[int, ...] = (), **more: Any) -> Progress:
         seconds = time.perf_counter() - started
+        more["remarks"] = (*job.remarks, *network.remarks)
         return Progress(stage, result.done, total, result.pixels, seconds, frame, **more)
 
     complete = True

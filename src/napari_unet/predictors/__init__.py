@@ -50,3 +50,6 @@ class Predictor(Protocol):
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X) of one shape."""
+
+    def rest(self) -> None:
+        """Give back memory that is only of use to the next tile, if it is much."""

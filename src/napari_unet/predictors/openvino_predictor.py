@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from napari_unet.errors import Cancelled
+from napari_unet.footprint import footprint, levels
 from napari_unet.predictors import Pending, PredictorError, ShouldStop
 from napari_unet.predictors.lean import LeanUNet
 
 __all__ = ["OpenVinoPredictor", "have_openvino"]
 
+_MUCH = 256 << 20
 _POLL_MS = 20  # how often a running tile asks whether to stop
 
 
@@ -76,6 +78,13 @@ class OpenVinoPredictor:
         except RuntimeError as error:
             raise _explained(error) from error
         return _Running(self._request, given)
+
+    def rest(self) -> None:
+        """Let go of the maps' memory where it is much; compiling anew takes a moment."""
+        if self._shape is not None:
+            config, shape = self._network.config, self._shape[2:]
+            if footprint(config, shape, predictor=self.name, half=self._half).peak > _MUCH:
+                self._shape = self._request = None
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         """Compile for one shape; what was compiled for another is let go of first."""
@@ -143,8 +152,6 @@ class _Graph:
 
     def build(self, shape: tuple[int, ...]) -> Any:
         """Graph for inputs (B, C, [Z,] Y, X)."""
-        from napari_unet.footprint import levels
-
         net, config, op = self.network, self.network.config, self.op
         sizes = levels(config, shape[2:])
         image = op.parameter(shape, np.float32, name="image")

@@ -45,6 +45,9 @@ class TorchPredictor:
             return _OnGpu(self, self._staging, pixels)
         return _OnDemand(self, pixels)
 
+    def rest(self) -> None:
+        """Nothing is held between tiles."""
+
     @torch.inference_mode()
     def forward(self, pixels: Tensor, should_stop: ShouldStop = None) -> Tensor:
         """Tiles on the device through the network: float32 logits, channels first in memory."""
