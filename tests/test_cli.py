@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
@@ -365,6 +366,29 @@ def test_segment_json(run, tmp_path, cells, models):
     assert report["objects"] == len(np.unique(labels)) - 1 == 2
     assert report["settings"]["min_size"] == 5
     assert report["remarks"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 << 30), ("1.5G", 3 << 29), ("800MB", 800_000_000), ("64 KiB", 1 << 16), ("9", 9)],
+)
+def test_amounts_of_memory(text, size):
+    assert common.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "2 cups", "-1G", "0", "GiB"])
+def test_what_is_no_amount_of_memory(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        common.memory_size(text)
+
+
+def test_segment_with_an_engine_in_little_memory(run, tmp_path, cells, models):
+    words = ("segment", cells, "-o", tmp_path / "o.tif", "--model", models["nuclei"], "--json")
+    status, text, err = run(*words, "--memory", "1KiB", "--engine", "torch")
+    assert (status, err) == (0, "")
+    report = json.loads(text)
+    assert (report["engine"], report["settings"]["memory"]) == ("torch", 1024)
+    assert "more than there is for it" in report["remarks"][0]
 
 
 def test_segment_several(run, tmp_path, cells, models):

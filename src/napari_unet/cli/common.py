@@ -98,6 +98,37 @@ def add_assume(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides how a network runs over an image."""
+    _add_means(parser)
+    parser.add_argument(
+        "--spacing",
+        type=spacing,
+        metavar="Y,X",
+        help="micrometres per pixel, or Z,Y,X for volumes, or one number for all "
+        "(default: what the file says)",
+    )
+    parser.add_argument(
+        "--no-rescale",
+        dest="rescale",
+        action="store_false",
+        help="take pixels as they are, whatever spacing the model was trained at",
+    )
+    parser.add_argument(
+        "--axes",
+        metavar="AXES",
+        help="what the file's axes are, in its order, where it does not say or is wrong: "
+        "letters of TZYXC such as ZYX, or CYX for channels in front",
+    )
+    parser.add_argument(
+        "--level",
+        type=int,
+        default=0,
+        metavar="L",
+        help="resolution of a pyramid (default: 0, the finest)",
+    )
+
+
+def _add_means(parser: argparse.ArgumentParser) -> None:
+    """Add what the network may use: memory, device, precision; never what comes out."""
     parser.add_argument(
         "--tile-size",
         type=positive,
@@ -132,32 +163,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help=f"who computes: {', '.join(ENGINES)} (default: auto, on the CPU whoever is done "
         "first where OpenVINO is installed)",
-    )
-    parser.add_argument(
-        "--spacing",
-        type=spacing,
-        metavar="Y,X",
-        help="micrometres per pixel, or Z,Y,X for volumes, or one number for all "
-        "(default: what the file says)",
-    )
-    parser.add_argument(
-        "--no-rescale",
-        dest="rescale",
-        action="store_false",
-        help="take pixels as they are, whatever spacing the model was trained at",
-    )
-    parser.add_argument(
-        "--axes",
-        metavar="AXES",
-        help="what the file's axes are, in its order, where it does not say or is wrong: "
-        "letters of TZYXC such as ZYX, or CYX for channels in front",
-    )
-    parser.add_argument(
-        "--level",
-        type=int,
-        default=0,
-        metavar="L",
-        help="resolution of a pyramid (default: 0, the finest)",
     )
 
 
