@@ -78,7 +78,7 @@ def admissible(case: tuple[dict[str, Any], tuple[int, ...]]) -> tuple[Any, tuple
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured with Linux' /proc")
 @pytest.mark.parametrize("name", ["torch", "openvino"])
-def test_the_peak_is_within_15_percent_of_the_measured(name: str) -> None:
+def test_the_peak_is_what_is_measured(name: str) -> None:
     if name == "openvino":
         pytest.importorskip("openvino")
     cases = [(half, *network) for half in (False, True) for network in map(admissible, NETWORKS)]
@@ -87,7 +87,9 @@ def test_the_peak_is_within_15_percent_of_the_measured(name: str) -> None:
     assert done.returncode == 0, done.stderr
     for (half, settings, size), measured in zip(cases, done.stdout.split(), strict=True):
         modelled = footprint(UNetConfig(**settings), size, predictor=name, half=half).peak
-        print(half, settings, size, modelled / int(measured))
+        # torch's bfloat16 maps are of a size that the C library sometimes keeps, sometimes not.
+        above = 1.35 if (name, half) == ("torch", True) else 1.15
+        assert 0.85 <= modelled / int(measured) <= above, (half, settings, size)
 
 
 @pytest.mark.parametrize(("settings", "shape"), NETWORKS)
