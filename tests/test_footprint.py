@@ -87,8 +87,8 @@ def test_the_peak_is_what_is_measured(name: str) -> None:
     assert done.returncode == 0, done.stderr
     for (half, settings, size), measured in zip(cases, done.stdout.split(), strict=True):
         modelled = footprint(UNetConfig(**settings), size, predictor=name, half=half).peak
-        # torch's bfloat16 maps are of a size that the C library sometimes keeps, sometimes not.
-        above = 1.35 if (name, half) == ("torch", True) else 1.15
+        # What the C library keeps of torch's maps depends on their order; more is assumed.
+        above = 1.15 if name == "openvino" else 1.35 if half else 1.2
         assert 0.85 <= modelled / int(measured) <= above, (half, settings, size)
 
 
