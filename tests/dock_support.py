@@ -91,16 +91,20 @@ class Held:
         Raised instead of the tile after the free ones.
     deaf : bool
         Whether `should_stop` is not looked at.
+    focus : tuple of slice, optional
+        What the last run was asked to begin with.
     """
 
     free: int = 1
     height: int = 8
     error: BaseException | None = None
     deaf: bool = False
+    focus: tuple[slice, ...] | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
 
-    def __call__(self, image, model, options, *, should_stop, preview):
+    def __call__(self, image, model, options, *, should_stop, preview, focus):
+        self.focus = focus
         try:
             return (yield from self._steps(image, model, options, should_stop))
         finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import json
@@ -95,7 +96,8 @@ def run(capsys):
 def test_help_of_everything(run):
     status, text, _ = run("--help")
     assert status == 0
-    for command in ("segment", "verify", "shapes", "show", "evaluate", "doctor", "demo"):
+    commands = "segment verify shapes show convert export probe evaluate doctor demo"
+    for command in commands.split():
         assert f"    {command} " in text
         assert run(command, "--help")[0] == 0
     assert run("--version") == (0, "valid-unet 0.1.0\n", "")
@@ -333,7 +335,7 @@ def test_segment_one_image(run, tmp_path, cells, models):
     assert (status, err) == (0, "")
     assert text.startswith(f"{cells} -> {out}: ")
     assert ": 2 objects in " in text
-    assert "(1 tile, cpu, float32, " in text
+    assert "(1 tile, cpu, torch, float32, " in text
     labels = read_image(out)
     assert (labels.kind, labels.axes, labels.spacing) == ("imagej", "YX", (0.5, 0.5))
     from napari_unet import segment
@@ -365,6 +367,29 @@ def test_segment_json(run, tmp_path, cells, models):
     assert report["objects"] == len(np.unique(labels)) - 1 == 2
     assert report["settings"]["min_size"] == 5
     assert report["remarks"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 << 30), ("1.5G", 3 << 29), ("800MB", 800_000_000), ("64 KiB", 1 << 16), ("9", 9)],
+)
+def test_amounts_of_memory(text, size):
+    assert common.memory_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "2 cups", "-1G", "0", "GiB"])
+def test_what_is_no_amount_of_memory(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        common.memory_size(text)
+
+
+def test_segment_with_an_engine_in_little_memory(run, tmp_path, cells, models):
+    words = ("segment", cells, "-o", tmp_path / "o.tif", "--model", models["nuclei"], "--json")
+    status, text, err = run(*words, "--memory", "1KiB", "--engine", "torch")
+    assert (status, err) == (0, "")
+    report = json.loads(text)
+    assert (report["engine"], report["settings"]["memory"]) == ("torch", 1024)
+    assert "more than there is for it" in report["remarks"][0]
 
 
 def test_segment_several(run, tmp_path, cells, models):

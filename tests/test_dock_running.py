@@ -64,6 +64,15 @@ def test_what_is_shown(begun: UNetDock, held: Held, qtbot: Any) -> None:
     assert not [bar for bar in progress._all_instances if bar.desc.startswith("cells")]
 
 
+def test_what_is_on_screen_comes_first(dock: UNetDock, held: Held, qtbot: Any) -> None:
+    image = dock.viewer.add_image(bright_squares(), name="cells", scale=(0.5, 0.5))
+    held.gate.set()
+    image.corner_pixels = np.array([[16, 32], [47, 50]])
+    dock.controls.button.native.click()
+    finish(dock, qtbot)
+    assert held.focus == (slice(16, 48), slice(32, 51))
+
+
 def test_finished_tiles_are_on_screen(begun: UNetDock, held: Held, qtbot: Any) -> None:
     (preview,) = labels_of(begun)
     image = begun.viewer.layers["cells"].data

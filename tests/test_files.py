@@ -19,10 +19,12 @@ from napari_unet.files import (
     ImageFile,
     LazyArray,
     check_output,
+    ome_zarr,
     read_image,
     read_labels,
     write_labels,
     write_probabilities,
+    writing,
 )
 from napari_unet.files.image_file import spacing_of, to_micrometre
 
@@ -769,6 +771,38 @@ def test_zarr_is_an_extra(tmp_path, zarr, monkeypatch):
         with pytest.raises(ImageError, match=r'run: pip install "napari-valid-unet\[zarr\]"'):
             attempt()
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.ome.tif", "a.zarr"])
+@pytest.mark.parametrize("shape", [(301, 70), (3, 45, 60)])
+@pytest.mark.parametrize("top", [300, 70_000])
+def test_large_labels_are_written_piece_by_piece(tmp_path, monkeypatch, name, shape, top):
+    monkeypatch.setattr(writing, "_COPIED", 0)
+    monkeypatch.setattr(writing, "_STRIP", 1000)
+    monkeypatch.setattr(ome_zarr, "_CHUNK", 32)
+    labels = np.random.default_rng(0).integers(0, top + 1, shape, np.int32)
+    labels.flat[0] = top
+    write_labels(tmp_path / name, labels, spacing=(0.5, 0.5))
+    read = read_image(tmp_path / name)
+    assert read.data.dtype == (np.uint16 if top < 65_536 else np.int32)
+    np.testing.assert_array_equal(np.asarray(read.data), labels)
+    assert read.spacing is not None
+    assert read.spacing[-2:] == pytest.approx((0.5, 0.5))
+
+
+def test_a_mapped_file_is_not_kept_open(tmp_path):
+    """Its pages would count as memory of this process; and it could not be removed on Windows."""
+    array = pixels(40, 50)
+    np.save(tmp_path / "a.npy", array)
+    tifffile.imwrite(tmp_path / "a.tif", array)
+    for name in ("a.npy", "a.tif"):
+        lazy = read_image(tmp_path / name, lazy_above=0).data
+        part = np.asarray(lazy[3:9, ::2])
+        np.testing.assert_array_equal(part, array[3:9, ::2])
+        behind: object = part
+        while behind is not None:
+            assert not isinstance(behind, np.memmap)
+            behind = getattr(behind, "base", None)
 
 
 def test_large_tiffs_without_zarr_are_read_at_once(tmp_path, monkeypatch):

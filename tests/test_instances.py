@@ -11,15 +11,11 @@ from scipy import ndimage, stats
 from skimage.measure import label, regionprops_table
 from skimage.segmentation import watershed
 
-from napari_unet import flooding, runs
+from napari_unet import flooding, runs, waists
 from napari_unet.errors import Cancelled, ImageError, OptionError
 from napari_unet.evaluate import evaluate
-from napari_unet.instances import (
-    classes_from,
-    label_instances,
-    normalised_entropy,
-    object_scores,
-)
+from napari_unet.instances import classes_from, label_instances
+from napari_unet.scores import normalised_entropy, object_scores
 from napari_unet.tidying import fill_object_holes, relabel_raster, remove_small
 
 HUGE = {2: 1 << 20, 3: 1 << 20}
@@ -575,3 +571,62 @@ def test_waists_work_on_volumes_and_can_be_stopped() -> None:
         label_instances(p, np.zeros_like(p), waist=1.0, should_stop=lambda: True)
     with pytest.raises(OptionError, match="waist is -1"):
         label_instances(p, waist=-1)
+
+
+@st.composite
+def ways_to_cut(draw):
+    """Sizes of slabs, of cells, and options."""
+    band = draw(st.sampled_from([1, 5, 64, 500]))
+    cell = draw(st.sampled_from([1, 5, 40]))
+    options = {
+        "threshold": draw(st.sampled_from([0.2, 0.4, 0.6])),
+        "min_size": draw(st.sampled_from([0, 3, 20])),
+        "waist": draw(st.sampled_from([0, 0.3, 1])),
+        "fill_holes": draw(st.booleans()),
+    }
+    return band, cell, options
+
+
+@given(fields(), ways_to_cut(), st.data())
+def test_slab_by_slab_is_as_the_whole(field, cuts, data):
+    band, cell, options = cuts
+    options["connectivity"] = data.draw(st.integers(1, field[0].ndim))
+    whole = label_instances(*field, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "BAND", band)
+        patch.setattr(flooding, "CELL", {2: cell, 3: cell})
+        slabs = label_instances(*field, **options)
+        assert np.array_equal(fill_object_holes(slabs), fill_object_holes(whole))
+    assert np.array_equal(slabs, whole)
+
+
+@given(fields(dims=(2,)), st.sampled_from([7, 1 << 22]))
+def test_rims_too_large_to_see_at_once(field, band):
+    """Flooded plot by plot: the same pixels, and seeds as they were; nothing is left over."""
+    whole = raw(*field, threshold=0.3)
+    seeds, count = ndimage.label((field[0] > 0.3) & (field[0] > field[1]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flooding, "LARGE", 1)
+        patch.setattr(flooding, "PLOT", {2: 8})
+        patch.setattr(flooding, "AROUND", {2: 64})
+        patch.setattr(runs, "BAND", band)
+        seen = raw(*field, threshold=0.3)
+        patch.setattr(flooding, "AROUND", {2: 2})
+        plots = raw(*field, threshold=0.3)
+    # All of the image is in view from every plot: nothing may differ.
+    assert np.array_equal(seen, whole)
+    assert np.array_equal(plots > 0, whole > 0)
+    if count:
+        of_seed = ndimage.maximum(plots, seeds, range(1, count + 1))
+        assert np.array_equal(plots[seeds > 0], np.asarray(of_seed)[seeds[seeds > 0] - 1])
+
+
+def test_most_seeds_are_seen_to_have_no_waist_at_a_glance(monkeypatch):
+    """The quick look never says no where the slow one would cut."""
+    _, (background, _, _) = discs(512)
+    p = 1 - background
+    quick = label_instances(p, waist=1)
+    monkeypatch.setattr(waists, "_one_lobe", lambda *_: False)
+    slow = label_instances(p, waist=1)
+    assert np.array_equal(quick, slow)
+    assert slow.max() > label_instances(p).max()

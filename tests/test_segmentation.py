@@ -10,12 +10,14 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import random_model
 from numpy.typing import NDArray
 from scipy import ndimage
 
 import napari_unet
-from napari_unet import segmentation
+from napari_unet import focus, intensity, maps, runs, segmentation
 from napari_unet.checkpoint import Card, ClassInfo, Model
 from napari_unet.errors import (
     Cancelled,
@@ -25,7 +27,8 @@ from napari_unet.errors import (
     OptionError,
 )
 from napari_unet.options import Options
-from napari_unet.segmentation import segment, segment_steps
+from napari_unet.segmentation import Progress, segment, segment_steps
+from napari_unet.tiling import Window
 from napari_unet.verification import verify
 
 MODEL = random_model()
@@ -72,9 +75,10 @@ def test_lazy_equals_eager(model: Model) -> None:
         np.testing.assert_array_equal(segment(lazy, model).labels, eager)
 
 
-def test_lazy_arrays_are_read_tile_by_tile() -> None:
-    """No block is asked for as a whole image once the statistics are known."""
-    image = image_of(300, 300)
+def test_lazy_arrays_are_read_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the statistics nor the tiles ask for more than a piece at once."""
+    monkeypatch.setattr(intensity, "_SLAB", 3000)
+    image = image_of(110, 120)
     reads: list[int] = []
 
     class Watched:
@@ -206,6 +210,73 @@ def test_rescaling_brings_labels_back_onto_the_images_grid() -> None:
     np.testing.assert_array_equal(part.labels, whole.labels[region])
 
 
+@pytest.mark.parametrize("output", ["instances", "classes", "probabilities"])
+@pytest.mark.parametrize("spacing", [None, (0.5, 0.5), (1.7, 1.7)], ids=["same", "half", "finer"])
+def test_little_memory_gives_the_same(
+    monkeypatch: pytest.MonkeyPatch, output: Any, spacing: Any
+) -> None:
+    """Probabilities in a file and slabs of some rows change nothing."""
+    model = Model(Card("one", MODEL.config, spacing=(1.0, 1.0)), MODEL.network)
+    image = image_of(2, 61, 53)
+    settings: dict[str, Any] = {
+        "output": output,
+        "spacing": spacing,
+        "tile_size": 84,
+        "waist": 0.5,
+        "min_size": 4,
+        "region": (slice(0, 2), slice(3, 60), slice(0, 50)),
+    }
+    whole = segment(image, model, **settings)
+    kept = segment(image, model, keep_probabilities=True, **settings)
+    monkeypatch.setattr(runs, "BAND", 400)
+    monkeypatch.setattr(segmentation, "_IN_MEMORY", 0)
+    slabs = segment(image, model, **settings)
+    kept_slabs = segment(image, model, keep_probabilities=True, **settings)
+    for other in (kept, slabs, kept_slabs):
+        np.testing.assert_array_equal(whole.labels, other.labels)
+        for name, column in whole.objects.items():
+            np.testing.assert_allclose(other.objects[name], column, rtol=1e-9, err_msg=name)
+    assert kept.probabilities is not None
+    assert kept_slabs.probabilities is not None
+    np.testing.assert_allclose(kept_slabs.probabilities, kept.probabilities, rtol=1e-6)
+
+
+@given(st.data())
+def test_maps_in_a_file_are_as_in_memory(data: Any) -> None:
+    ndim = data.draw(st.integers(2, 3))
+    shape = tuple(data.draw(st.integers(1, 30 if ndim == 2 else 9)) for _ in range(ndim))
+    classes = data.draw(st.integers(1, 4))
+    memory = maps.ArrayMaps(np.zeros((classes, *shape), np.float32))
+    file = maps.FileMaps(classes)
+    random = np.random.default_rng(0)
+
+    def window() -> Window:
+        pairs = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in shape]
+        return Window(*map(tuple, zip(*pairs, strict=True)))
+
+    for corner in np.ndindex(*(-(-n // 7) for n in shape)):
+        if data.draw(st.booleans()):  # some tiles are missing
+            start = tuple(7 * i for i in corner)
+            stop = tuple(min(a + 7, n) for a, n in zip(start, shape, strict=True))
+            tile = Window(start, stop)
+            values = random.random((classes, *tile.shape), np.float32)
+            memory.write(tile, values)
+            file.write(tile, values)
+        wanted = window()
+        np.testing.assert_array_equal(file.read(wanted), memory.read(wanted))
+
+
+def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no device that is always full")
+    store = maps.FileMaps(2)
+    with full.open("wb", buffering=0) as file:
+        monkeypatch.setattr(store, "_file", file)
+        with pytest.raises(MemoryLimitError, match="make room there"):
+            store.write(Window((0, 0), (5, 5)), np.ones((2, 5, 5), np.float32))
+
+
 def test_progress_tells_every_tile_and_previews_cover_the_image() -> None:
     image = image_of(2, 100, 90)
     for output in ("instances", "classes"):
@@ -224,6 +295,45 @@ def test_progress_tells_every_tile_and_previews_cover_the_image() -> None:
         assert events[0].done == 0
         if output == "classes":
             np.testing.assert_array_equal(shown, segment(image, MODEL, output="classes").labels)
+
+
+@pytest.mark.parametrize("output", ["instances", "classes"])
+def test_what_is_looked_at_comes_first_and_nothing_else_changes(
+    monkeypatch: pytest.MonkeyPatch, output: Any
+) -> None:
+    monkeypatch.setattr(focus, "_LONG", 0)
+    monkeypatch.setattr(focus, "_SHARE", 1)
+    monkeypatch.setattr(focus, "_GLANCE", {2: 20})
+    image = image_of(3, 110, 120)
+    options = Options(output=output, tile_size=100)
+    whole = segment(image, MODEL, options)
+    seen = (slice(1, 2), slice(70, 100), slice(65, 95))
+    steps = segment_steps(image, MODEL, options, preview=True, focus=seen)
+    events: list[Progress] = []
+    while True:
+        try:
+            events.append(next(steps))
+        except StopIteration as stop:
+            result = stop.value
+            break
+    np.testing.assert_array_equal(result.labels, whole.labels)
+    for name, column in whole.objects.items():
+        np.testing.assert_array_equal(result.objects[name], column)
+    glance, *tiles = [event for event in events if event.window is not None]
+    assert glance.done == 0
+    assert glance.frame == (1,)
+    assert glance.window is not None
+    assert glance.window.shape == (20, 20)
+    for axis, part in enumerate(seen[1:]):
+        middle = (part.start + part.stop) / 2
+        assert glance.window.start[axis] <= middle <= glance.window.stop[axis]
+    assert [event.done for event in tiles] == list(range(1, tiles[0].total + 1))
+    assert tiles[0].frame == (1,)
+    assert tiles[0].window is not None
+    for axis, part in enumerate(seen[1:]):
+        assert tiles[0].window.start[axis] < part.stop
+        assert part.start < tiles[0].window.stop[axis]
+    assert {event.frame for event in tiles} == {(0,), (1,), (2,)}
 
 
 def test_cancel_leaves_nothing_and_can_keep_what_was_finished() -> None:
@@ -265,9 +375,10 @@ def test_out_of_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("napari_unet.engine._forward", full)
-    with pytest.raises(MemoryLimitError, match="choose a smaller tile size or the CPU"):
-        segment(image_of(50, 50), MODEL)
+    monkeypatch.setattr("napari_unet.devices._learned", {})
+    monkeypatch.setattr("napari_unet.predictors.torch_predictor.TorchPredictor.start", full)
+    with pytest.raises(MemoryLimitError, match="the smallest there are; close other programs"):
+        segment(image_of(50, 50), MODEL, engine="torch")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (3, 5), (2, 1, 1)])

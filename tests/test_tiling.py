@@ -46,6 +46,25 @@ def test_each_pixel_is_written_once_on_the_grid(data: st.DataObject) -> None:
     assert all(tile <= size for tile in plan.tile_shape)
 
 
+@given(st.data())
+def test_outward_are_the_same_tiles_the_nearest_first(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 200), st.integers(1, 200)))
+    plan = plan_tiles(shape, GEOMETRIES[0], 60)
+    low = tuple(data.draw(st.integers(-30, n + 30)) for n in shape)
+    high = tuple(data.draw(st.integers(a, a + 80)) for a in low)
+    tiles = list(plan.outward(Window(low, high)))
+    assert len(tiles) == len(plan)
+    assert set(tiles) == set(plan)
+    gaps = [
+        max(
+            max(a - d, c - b, 0)
+            for a, b, c, d in zip(low, high, tile.write.start, tile.write.stop, strict=True)
+        )
+        for tile in tiles
+    ]
+    assert gaps == sorted(gaps)
+
+
 def check_tile(plan: TilePlan, tile: Tile, stride: tuple[int, ...]) -> None:
     """Phase of the poolings, and enough context around everything that is written."""
     for axis, halo in enumerate(plan.halo):

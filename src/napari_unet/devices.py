@@ -1,20 +1,30 @@
-"""Where a network runs, in which precision, and how large a tile fits there."""
+"""Where a network runs, in which precision, and how much memory it may take there."""
 
 from __future__ import annotations
 
+import ctypes
 import os
-from math import prod
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
-from napari_unet.config import UNetConfig
 from napari_unet.errors import OptionError
 from napari_unet.options import DEVICES, PRECISIONS
 
-__all__ = ["default_tile_size", "is_out_of_memory", "resolve_device", "resolve_precision"]
+__all__ = [
+    "free_memory",
+    "half_precision",
+    "is_out_of_memory",
+    "learn_limit",
+    "memory_budget",
+    "resolve_device",
+    "resolve_precision",
+]
 
-_MOST_BYTES = 1 << 30
-_SHARE = 0.25  # of what is free
+# Of what is free: other programs want some of it as well, less so on a GPU.
+_SHARE, _SHARE_OF_GPU = 0.5, 0.8
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -52,7 +62,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Choose the precision of the network's arithmetic.
 
-    ``auto`` is bfloat16 on a GPU that has it in hardware, else float32.
+    ``auto`` is bfloat16 on a GPU that has it in hardware, else float32; what is fastest on the
+    processor is measured (`speed`).
 
     Raises
     ------
@@ -82,45 +93,67 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def half_precision(device: torch.device) -> torch.dtype:
+    """Two-byte numbers that the device computes with: bfloat16, whose range is that of float32."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return torch.float16
+    return torch.float16 if device.type == "mps" else torch.bfloat16
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; a cautious guess where the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    names = getattr(os, "sysconf_names", {})
-    if "SC_AVPHYS_PAGES" in names:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if device.type == "mps":
+        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
+    return min(_system_memory(), _container_memory())
+
+
+def _system_memory() -> int:
+    """What a new program can have without others being pushed out to disk."""
+    if sys.platform == "win32":
+        status = (ctypes.c_ulonglong * 8)()
+        # MEMORYSTATUSEX: two 4-byte fields, the length first, then physical, then available.
+        status[0] = ctypes.sizeof(status)
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return int(status[2])
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(found.split()[1]) << 10
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
     return 4 << 30
 
 
-def default_tile_size(config: UNetConfig, device: torch.device) -> tuple[int, ...]:
-    """Tile for a network that wastes little on halos, stays in memory and answers soon.
+def _container_memory() -> int:
+    """What a container's limit leaves; a great number where there is none."""
+    folder = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):
+        limit = int((folder / "memory.max").read_text("ascii"))
+        return max(limit - int((folder / "memory.current").read_text("ascii")), 0)
+    return sys.maxsize
+
+
+# By device: what was left of the memory when it once ran out in this process.
+_learned: dict[str, int] = {}
+
+
+def learn_limit(device: torch.device, size: int) -> None:
+    """Remember that no more than `size` bytes can be had on a device, until the process ends."""
+    _learned[str(device)] = min(size, _learned.get(str(device), size))
+
+
+def memory_budget(device: torch.device, wanted: int | None = None) -> int:
+    """Bytes that a segmentation may take on a device.
 
     Parameters
     ----------
-    config : UNetConfig
-        Of the network.
     device : torch.device
-        Where it runs; at most a quarter of its free memory is used, and at most 1 GiB.
-
-    Returns
-    -------
-    tuple of int
-        An admissible input for each spatial axis, in pixels.
+        Where the network runs.
+    wanted : int, optional
+        What the person allows; a safe share of what is free if left out.
     """
-    geometry = config.geometry
-    budget = min(_MOST_BYTES, int(free_memory(device) * _SHARE))
-    # At the end of the decoder the concatenated map and two maps of the block's width are alive.
-    up = config.up_widths[0] if config.depth else 0
-    per_pixel = 4 * (3 * config.widths[0] + up + config.n_classes)
-    most = max(budget // per_pixel, 1)
-    # Read nine times what is lost per axis: then four pixels of five that are computed are kept.
-    wanted = [max(9 * axis.loss, axis.size_for(axis.stride)) for axis in geometry.axes]
-    while prod(wanted) > most:
-        largest = max(range(len(wanted)), key=lambda axis: wanted[axis])
-        smaller = int(wanted[largest] * 0.9)
-        if smaller < geometry.axes[largest].size_for(geometry.axes[largest].stride):
-            break
-        wanted[largest] = smaller
-    floor = geometry.size_for(geometry.stride)
-    sizes = zip(geometry.axes, wanted, floor, strict=True)
-    return tuple(axis.below(max(size, least)) or least for axis, size, least in sizes)
+    share = _SHARE_OF_GPU if device.type == "cuda" else _SHARE
+    budget = int(free_memory(device) * share) if wanted is None else wanted
+    return min(budget, _learned.get(str(device), budget))

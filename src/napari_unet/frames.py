@@ -14,7 +14,7 @@ from napari_unet.intensity import Intensity
 from napari_unet.resample import Grid, interpolate
 from napari_unet.tiling import Window, read_mirrored
 
-__all__ = ["Frame"]
+__all__ = ["Frame", "Lead"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Frame:
 
     def _source(self, window: Window) -> NDArray[np.float32]:
         """Pixels of the image's own grid."""
-        view = _Lead(self.data, self.index, self.axes)
+        view = Lead(self.data, self.index, self.axes)
         try:
             pixels = read_mirrored(view, window)
         except (OSError, KeyError, IndexError, RuntimeError) as error:
@@ -76,12 +76,39 @@ class Frame:
         return self.intensity.apply(pixels)
 
 
-class _Lead:
-    """A frame of an array, indexed in one step, so that lazy arrays read no more than asked."""
+class Lead:
+    """A frame of an array, indexed in one step, so that lazy arrays read no more than asked.
+
+    Parameters
+    ----------
+    data : array-like
+        The whole image.
+    index : tuple of int
+        On its first axes.
+    axes : ImageAxes
+        Of `data`.
+    """
 
     def __init__(self, data: Any, index: tuple[int, ...], axes: ImageAxes) -> None:
-        self.data, self.index = data, index
-        self.shape = axes.shape[axes.lead :]
+        self._data, self._index = data, index
+        self.shape = axes.shape[len(index) :]
+        self.ndim = len(self.shape)
+        self.dtype = np.dtype(data.dtype)
 
-    def __getitem__(self, window: tuple[slice, ...]) -> Any:
-        return self.data[(*self.index, *window)]
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """What is stored in one piece, if anything is."""
+        return chunks_of(self._data, self._index)
+
+    def __getitem__(self, key: Any) -> Any:
+        keys = key if isinstance(key, tuple) else (key,)
+        return self._data[(*self._index, *keys)]
+
+
+def chunks_of(data: Any, index: tuple[int, ...] = ()) -> tuple[int, ...] | None:
+    """Extents of the pieces that an array is stored in, behind `index`; None if it is one."""
+    chunks = getattr(data, "chunks", None)
+    if not isinstance(chunks, tuple) or len(chunks) != len(data.shape):
+        return None
+    # dask tells the extent of every chunk, zarr of one.
+    return tuple(int(c[0] if isinstance(c, tuple) else c) for c in chunks[len(index) :])

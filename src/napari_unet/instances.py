@@ -1,4 +1,4 @@
-"""From class probabilities to objects, and a score for each object.
+"""From class probabilities to objects.
 
 Everything here works on 2 or 3 spatial axes, needs no torch, and depends on the arrays alone: the
 same probabilities give the same ids on every machine, in whatever pieces the work is done.
@@ -12,24 +12,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from napari_unet.errors import ImageError, OptionError
-from napari_unet.flooding import RIM, SEED, Floats, Labels, flood_seeds
+from napari_unet.flooding import RIM, SEED, Floats, Labels, Readable, flood_seeds
 from napari_unet.runs import (
     ShouldStop,
     bands,
-    compact,
-    label_image,
     poll,
-    runs_of,
     spatial,
 )
-from napari_unet.tidying import check_pixels, raster_order, without_holes, without_small
+from napari_unet.tidying import check_pixels, raster_order, replace
 from napari_unet.waists import cut_waists
 
 __all__ = [
+    "as_probabilities",
+    "class_stack",
     "classes_from",
+    "find_objects",
     "label_instances",
-    "normalised_entropy",
-    "object_scores",
+    "same_shape",
+    "seeds_and_rims",
 ]
 
 # Softmax in half precision may leave [0, 1] by this much.
@@ -86,28 +86,97 @@ def label_instances(
     Cancelled
         If `should_stop` returned true.
     """
-    fg = _probabilities(foreground, "foreground")
-    edge = None if contour is None else _probabilities(contour, "contour")
+    fg = as_probabilities(foreground, "foreground")
+    edge = None if contour is None else as_probabilities(contour, "contour")
     spatial(fg, "foreground")
     if edge is not None:
-        _same_shape(edge.shape, fg.shape, "contour", "foreground")
+        same_shape(edge.shape, fg.shape, "contour", "foreground")
     _check_threshold(threshold)
+    labels = np.zeros(fg.shape, np.int32)
+    for rows in bands(fg.shape, should_stop):
+        labels[rows] = seeds_and_rims(fg[rows], None if edge is None else edge[rows], threshold)
+    find_objects(
+        labels,
+        fg,
+        min_size=min_size,
+        fill_holes=fill_holes,
+        waist=waist,
+        connectivity=connectivity,
+        should_stop=should_stop,
+    )
+    return labels
+
+
+def seeds_and_rims(
+    foreground: Floats, contour: Floats | None, threshold: float
+) -> NDArray[np.uint8]:
+    """Tell seeds, rims and background apart, pixel by pixel: the first step to objects.
+
+    Parameters
+    ----------
+    foreground, contour : float32 arrays of one shape
+        Probabilities; a whole image, or any part of one.
+    threshold : float
+        As for `label_instances`.
+
+    Returns
+    -------
+    uint8 array of the same shape
+        `flooding.SEED`, `flooding.RIM` or 0.
+    """
+    inside = foreground > threshold
+    if contour is None:
+        return inside * np.uint8(SEED)
+    classes: NDArray[np.uint8] = np.uint8(RIM) * (foreground + contour > threshold)
+    classes[inside & (foreground > contour)] = SEED
+    return classes
+
+
+def find_objects(
+    image: Labels,
+    foreground: Readable,
+    *,
+    min_size: int = 0,
+    fill_holes: bool = True,
+    waist: float = 0,
+    connectivity: int = 1,
+    should_stop: ShouldStop = None,
+) -> int:
+    """Turn seeds and rims into objects, in place; all but the first step of `label_instances`.
+
+    Parameters
+    ----------
+    image : int32 array of shape (Y, X) or (Z, Y, X)
+        What `seeds_and_rims` gave; becomes the labels.
+    foreground : float32 array of the same shape, or what reads boxes of it
+        Read only where rims are shared out.
+    min_size, fill_holes, waist, connectivity, should_stop
+        As for `label_instances`.
+
+    Returns
+    -------
+    int
+        The number of objects.
+
+    Notes
+    -----
+    The image is worked on slab by slab, and the result is that of the whole. Beside the image this
+    takes the memory of a slab, of some numbers per object, and of the largest box around a seed
+    that is cut or a rim that is shared out (at most `flooding.LARGE` pixels).
+    """
     check_pixels("min_size", min_size)
     check_pixels("waist", waist)
-    if not 1 <= connectivity <= fg.ndim:
+    if not 1 <= connectivity <= image.ndim:
         raise OptionError(
-            f"connectivity is {connectivity}; give 1 to {fg.ndim} for {fg.ndim} spatial axes."
+            f"connectivity is {connectivity}; give 1 to {image.ndim} for {image.ndim} spatial axes."
         )
-    classes = _pixel_classes(fg, edge, threshold, should_stop)
     if waist:
-        cut_waists(classes, waist, connectivity, should_stop)
-    labels = flood_seeds(classes, fg, connectivity, should_stop)
-    runs = runs_of(labels, should_stop=should_stop)
-    values = without_small(runs, runs.values(labels), min_size)
-    if fill_holes:
-        values = without_holes(runs, values, should_stop)
+        cut_waists(image, waist, connectivity, should_stop)
+    objects = flood_seeds(image, foreground, connectivity, should_stop)
     poll(should_stop)
-    return runs.paint(raster_order(values), should_stop)
+    ids = raster_order(objects.first, objects.area >= max(min_size, 1))
+    replace(image, ids[objects.owner], fill_holes=fill_holes, should_stop=should_stop)
+    return int(ids.max(initial=0))
 
 
 def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> NDArray[Any]:
@@ -133,8 +202,8 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
     OptionError
         If `threshold` is outside [0, 1).
     """
-    p = _probabilities(probabilities, "probabilities")
-    _class_stack(p)
+    p = as_probabilities(probabilities, "probabilities")
+    class_stack(p)
     if threshold is not None:
         _check_threshold(threshold)
     dtype = np.uint8 if len(p) <= 256 else np.int32
@@ -143,111 +212,19 @@ def classes_from(probabilities: ArrayLike, threshold: float | None = None) -> ND
         # Class by class: the classes of one pixel lie far apart in memory.
         best = p[0, rows].copy() if threshold is None else np.full_like(p[0, rows], threshold)
         for k in range(1, len(p)):
-            better = p[k, rows] > best
-            best[better] = p[k, rows][better]
-            classes[rows][better] = k
+            np.copyto(classes[rows], k, where=p[k, rows] > best)
+            np.maximum(best, p[k, rows], out=best)
     return classes
 
 
-def normalised_entropy(probabilities: ArrayLike) -> Floats:
-    """Doubt of each pixel: entropy of its classes over that of a coin toss between all of them.
-
-    Parameters
-    ----------
-    probabilities : float array of shape (K, Y, X) or (K, Z, Y, X)
-        K at least 2.
-
-    Returns
-    -------
-    float32 array of shape (Y, X) or (Z, Y, X)
-        0 (sure) to 1 (all classes alike).
+def as_probabilities(array: ArrayLike, name: str) -> Floats:
+    """Check that something holds probabilities, and return it as contiguous float32.
 
     Raises
     ------
     ImageError
-        If the array has another number of axes, fewer than 2 classes or no probabilities.
+        If there are other values than numbers from 0 to 1.
     """
-    p = _probabilities(probabilities, "probabilities")
-    _class_stack(p)
-    doubt = np.zeros(p.shape[1:], np.float32)
-    tiny = np.finfo(np.float32).tiny
-    for rows in bands(doubt.shape):
-        for of_class in p:
-            # p log p -> 0 with p, and so does p log tiny.
-            doubt[rows] -= of_class[rows] * np.log(np.maximum(of_class[rows], tiny))
-    doubt *= np.float32(1 / np.log(len(p)))
-    return np.clip(doubt, 0, 1, out=doubt)
-
-
-def object_scores(
-    labels: ArrayLike, foreground: ArrayLike, doubt: ArrayLike
-) -> dict[str, NDArray[Any]]:
-    """Score every object, one row each, for the table beside a Labels layer.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background; ids need not be consecutive.
-    foreground : float array of the same shape
-        Probability of not being background.
-    doubt : float array of the same shape, or of shape (K, ...)
-        Doubt of each pixel in [0, 1], or the class probabilities to take it from with
-        `normalised_entropy`.
-
-    Returns
-    -------
-    dict of columns of one length
-        ``index`` (id, ascending, int64), ``area`` (pixels, int64), ``foreground_probability`` and
-        ``doubt`` (means over the object, float64), ``touches_edge`` (of the image, bool).
-
-    Raises
-    ------
-    ImageError
-        If an array is not what is said above.
-    """
-    image = label_image(labels, "labels")
-    fg = _probabilities(foreground, "foreground")
-    _same_shape(fg.shape, image.shape, "foreground", "labels")
-    if np.ndim(doubt) == image.ndim + 1:
-        doubt = normalised_entropy(doubt)
-    unsure = _probabilities(doubt, "doubt")
-    _same_shape(unsure.shape, image.shape, "doubt", "labels")
-
-    runs = runs_of(image)
-    ids, rank = compact(runs.values(image))
-    n = ids.size + 1
-    area = np.bincount(rank, runs.lengths, minlength=n)[1:]
-    at_edge = np.bincount(rank[runs.at_edge()], minlength=n)[1:] > 0
-    dense = runs.paint(rank)
-    sums = np.zeros((2, n))
-    for rows in bands(image.shape):
-        objects = dense[rows].ravel()
-        for row, scores in zip(sums, (fg, unsure), strict=True):
-            row += np.bincount(objects, scores[rows].ravel(), minlength=n)
-    return {
-        "index": ids.astype(np.int64),
-        "area": area.astype(np.int64),
-        "foreground_probability": np.clip(sums[0, 1:] / area, 0, 1),
-        "doubt": np.clip(sums[1, 1:] / area, 0, 1),
-        "touches_edge": at_edge,
-    }
-
-
-def _pixel_classes(
-    fg: Floats, contour: Floats | None, threshold: float, should_stop: ShouldStop
-) -> NDArray[np.uint8]:
-    classes = np.zeros(fg.shape, np.uint8)
-    for rows in bands(fg.shape, should_stop):
-        inside = fg[rows] > threshold
-        if contour is None:
-            classes[rows] = inside * np.uint8(SEED)
-        else:
-            classes[rows] = np.uint8(RIM) * (fg[rows] + contour[rows] > threshold)
-            classes[rows][inside & (fg[rows] > contour[rows])] = SEED
-    return classes
-
-
-def _probabilities(array: ArrayLike, name: str) -> Floats:
     given = np.asarray(array)
     if given.dtype.kind not in "fbiu":
         raise ImageError(f"{name} has type {given.dtype}; give probabilities as real numbers.")
@@ -264,7 +241,8 @@ def _probabilities(array: ArrayLike, name: str) -> Floats:
     return p
 
 
-def _class_stack(p: Floats) -> None:
+def class_stack(p: Floats) -> None:
+    """Raise `ImageError` if an array is no stack of classes (K, [Z,] Y, X)."""
     if p.ndim not in (3, 4) or len(p) < 2:
         raise ImageError(
             f"probabilities has shape {p.shape}; give at least 2 classes on the first axis, "
@@ -272,7 +250,8 @@ def _class_stack(p: Floats) -> None:
         )
 
 
-def _same_shape(shape: tuple[int, ...], expected: tuple[int, ...], name: str, other: str) -> None:
+def same_shape(shape: tuple[int, ...], expected: tuple[int, ...], name: str, other: str) -> None:
+    """Raise `ImageError` if two shapes differ."""
     if shape != expected:
         raise ImageError(f"{name} has shape {shape} but {other} has {expected}; give both alike.")
 

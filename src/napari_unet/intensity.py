@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from math import prod
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,7 +20,8 @@ __all__ = ["Intensity", "Normalisation", "fit_intensity"]
 
 Kind = Literal["percentile", "min-max", "mean-std", "dtype-range", "none"]
 
-_SLAB = 1 << 24  # pixels read at a time while statistics are gathered
+_SLAB = 1 << 22  # pixels looked at in one go while statistics are gathered
+_READ = 1 << 25  # most pixels read in one go, where whole chunks are
 _SAMPLE = 1 << 24  # most pixels whose percentiles are computed exactly
 
 
@@ -118,7 +120,7 @@ class Intensity:
         """
         out = np.empty(pixels.shape, np.float32)
         for channel, plane in enumerate(pixels):
-            if plane.dtype.kind == "f":
+            if plane.dtype.kind == "f" and not np.isfinite(plane).all():
                 plane = np.nan_to_num(
                     plane,
                     nan=self.floor[channel],
@@ -127,8 +129,10 @@ class Intensity:
                 )
             # Offset before scale in float64 where float32 would lose low bits of large integers.
             wide = np.float64 if plane.dtype.itemsize > 2 else np.float32
-            level = plane.astype(wide) - wide(self.offset[channel])
-            out[channel] = level * wide(self.scale[channel]) + wide(self.shift)
+            level = np.subtract(plane, wide(self.offset[channel]), dtype=wide)
+            level *= wide(self.scale[channel])
+            level += wide(self.shift)
+            out[channel] = level
         return out
 
 
@@ -155,7 +159,9 @@ def fit_intensity(
     Notes
     -----
     Percentiles of 8- and 16-bit integers come from a histogram and are exact. Of other dtypes
-    they are exact up to 16.8 million pixels per channel; beyond, every n-th pixel is used.
+    they are exact up to 16.8 million pixels per channel; beyond, every n-th pixel is used. Memory
+    is that of a slab of some rows (whole chunks of a chunked image, up to a limit) and of that
+    sample.
     """
     n_channels = int(image.shape[-1]) if channel_last else 1
     if normalisation.kind in ("none", "dtype-range"):
@@ -192,7 +198,8 @@ class _Statistics:
         flat = slab.reshape(-1)
         if self.histogram is not None:
             lowest = 0 if self.dtype.kind in "bu" else int(np.iinfo(self.dtype).min)
-            levels = flat.astype(np.int64) - lowest
+            levels = flat.astype(np.intp)
+            levels -= lowest
             self.histogram += np.bincount(levels, minlength=self.histogram.size)
             return
         if every:
@@ -221,7 +228,7 @@ class _Statistics:
             counts, values = self.histogram[levels], (levels + lowest).astype(np.float64)
         else:
             joined = np.concatenate(self.sample) if self.sample else np.zeros(0)
-            values, counts = np.sort(joined).astype(np.float64), None
+            values, counts = np.sort(joined), None
         if not values.size and not self.count:
             return 0.0, 1.0, 0.0, 1.0
         low, high = self._range(normalisation, values, counts)
@@ -234,7 +241,7 @@ class _Statistics:
     def _range(
         self,
         normalisation: Normalisation,
-        values: NDArray[np.float64],
+        values: NDArray[Any],
         counts: NDArray[np.int64] | None,
     ) -> tuple[float, float]:
         """The two grey levels that are mapped to 0 and 1."""
@@ -254,28 +261,48 @@ class _Statistics:
         return mean, mean + float(np.sqrt(variance))
 
 
-def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64] | None, q: float) -> float:
+def _percentile(values: NDArray[Any], counts: NDArray[np.int64] | None, q: float) -> float:
     """Linear-interpolation percentile of sorted values with counts, as `numpy.percentile`."""
-    if counts is None:
-        counts = np.ones(values.size, np.int64)
-    ends = np.cumsum(counts)
-    position = q / 100 * (int(ends[-1]) - 1)
-    below, above = int(np.floor(position)), int(np.ceil(position))
-    low, high = values[np.searchsorted(ends, [below, above], side="right")]
-    return float(low + (high - low) * (position - below))
+    count = values.size if counts is None else int(counts.sum())
+    position = q / 100 * (count - 1)
+    ranks = np.array([np.floor(position), np.ceil(position)], np.int64)
+    if counts is not None:
+        ranks = np.searchsorted(np.cumsum(counts), ranks, side="right")
+    low, high = values[ranks].astype(np.float64)
+    return float(low + (high - low) * (position - np.floor(position)))
 
 
 def _slabs(image: Any) -> Iterator[NDArray[Any]]:
-    """Yield the image in pieces of bounded size, in C order."""
-    pixels = int(np.prod(image.shape))
-    if pixels <= _SLAB or image.ndim == 1:
-        yield np.asarray(image)
+    """Yield the image in pieces of bounded size, in C order.
+
+    Rows are read as they are stored: several rows of chunks at once, as far as that is bounded,
+    or every chunk would be decoded for each of its rows.
+    """
+    shape = tuple(map(int, image.shape))
+    row = prod(shape[1:])
+    if row > _SLAB and len(shape) > 2:
+        for index in range(shape[0]):
+            yield from _slabs(_Plane(image, index))
         return
-    row = pixels // int(image.shape[0])
-    if row > _SLAB:
-        for index in range(int(image.shape[0])):
-            yield from _slabs(image[index])
-        return
-    rows = max(1, _SLAB // row)
-    for start in range(0, int(image.shape[0]), rows):
-        yield np.asarray(image[start : start + rows])
+    chunks = getattr(image, "chunks", None)
+    tall = int(chunks[0]) if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1
+    tall = tall if tall * row <= _READ else 1
+    step = max(1, _SLAB // max(row, 1))
+    read = max(1, step // tall) * tall
+    for start in range(0, shape[0], read):
+        rows = np.asarray(image[start : start + read])
+        for first in range(0, len(rows), step):
+            yield rows[first : first + step]
+
+
+class _Plane:
+    """An index on the first axis of an array that is not read yet."""
+
+    def __init__(self, image: Any, index: int) -> None:
+        self._image, self._index = image, index
+        self.shape = tuple(image.shape[1:])
+        chunks = getattr(image, "chunks", None)
+        self.chunks = chunks[1:] if isinstance(chunks, tuple) else None
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._image[(self._index, *(key if isinstance(key, tuple) else (key,)))]

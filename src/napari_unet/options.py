@@ -8,10 +8,11 @@ from typing import Any, Literal, get_args
 
 from napari_unet.errors import OptionError
 
-__all__ = ["DEVICES", "PRECISIONS", "Method", "Options", "Output"]
+__all__ = ["DEVICES", "ENGINES", "PRECISIONS", "Method", "Options", "Output"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("auto", "torch", "openvino")
 
 Output = Literal["instances", "classes", "probabilities"]
 Method = Literal["auto", "watershed", "components"]
@@ -35,10 +36,16 @@ class Options:
         Part of the image to segment, over its axes without the channels.
     tile_size : int, optional
         Largest input of the network along each axis, in pixels; chosen if left out.
+    memory : int, optional
+        Bytes that a segmentation may take beyond what the process has already: of the GPU where
+        there is one, else of RAM; a safe share of what is free if left out.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
     precision : str
         ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    engine : str
+        Who computes: ``torch``, ``openvino`` (on the processor, where it is installed), or for
+        ``auto`` whoever is done first.
     threshold : float, optional
         Probability above which a pixel is foreground, in [0, 1); the model's own, or 0.5 for
         instances and the most probable class for classes, if left out.
@@ -70,8 +77,10 @@ class Options:
     level: int = 0
     region: tuple[slice, ...] | None = None
     tile_size: int | None = None
+    memory: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    engine: str = "auto"
     threshold: float | None = None
     min_size: int | None = None
     waist: float | None = None
@@ -86,6 +95,7 @@ class Options:
             ("output", get_args(Output)),
             ("method", get_args(Method)),
             ("precision", PRECISIONS),
+            ("engine", ENGINES),
         ):
             if getattr(self, name) not in choices:
                 raise OptionError(
@@ -95,7 +105,7 @@ class Options:
             raise OptionError(f"threshold must be from 0 up to 1, not {self.threshold!r}.")
         if self.waist is not None and not 0 <= self.waist < float("inf"):
             raise OptionError(f"waist must be a number of pixels from 0 up, not {self.waist!r}.")
-        for name, least in (("min_size", 0), ("tile_size", 1), ("level", 0)):
+        for name, least in (("min_size", 0), ("tile_size", 1), ("memory", 1), ("level", 0)):
             value: Any = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 raise OptionError(f"{name} must be a whole number from {least} up, not {value!r}.")

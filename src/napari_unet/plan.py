@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,21 @@ from numpy.typing import NDArray
 from napari_unet._version import __version__
 from napari_unet.axes import ImageAxes, resolve_axes
 from napari_unet.checkpoint import Model
-from napari_unet.devices import default_tile_size, resolve_device, resolve_precision
-from napari_unet.engine import Runtime
+from napari_unet.config import UNetConfig
+from napari_unet.devices import memory_budget, resolve_device
+from napari_unet.engine import Prepared, Runtime
 from napari_unet.errors import ImageError, OptionError
 from napari_unet.options import Options
 from napari_unet.report import Report
 from napari_unet.resample import Grid
+from napari_unet.sizing import choose_tile, tile_bytes
+from napari_unet.speed import choose_engine
 from napari_unet.tiling import TilePlan, Window, plan_tiles
 
 __all__ = ["Job", "plan_job"]
+
+# Small tiles are put together into calls of about this many pixels, so that a GPU has enough to do.
+_GPU_PIXELS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,9 @@ class Job:
     plan : TilePlan
         Tiles of every frame, on the network's grid.
     runtime : Runtime
-        Device and precision.
+        Device, precision, and who computes.
+    remarks : tuple of str
+        What a person should know of the plan, in words.
     """
 
     data: Any
@@ -63,6 +72,7 @@ class Job:
     grid: Grid
     plan: TilePlan
     runtime: Runtime
+    remarks: tuple[str, ...] = ()
 
     @property
     def n_classes(self) -> int:
@@ -139,14 +149,17 @@ class Job:
         size = geometry.size_for([extent + 2 * stride for extent, stride in extents])
         return plan_tiles(self.grid.network, geometry, size, region)
 
-    def report(self, seconds: float, tiles: int, objects: int, complete: bool) -> Report:
-        """Tell what was done."""
+    def report(
+        self, seconds: float, tiles: int, objects: int, complete: bool, ran: Prepared | None = None
+    ) -> Report:
+        """Tell what was done, and how it `ran` where that is not as planned."""
+        runtime = self.runtime if ran is None else ran.runtime
         pixels = len(self.frames) * int(np.prod(self.window.shape))
         share = tiles / (len(self.plan) * len(self.frames))
         settings = {
             name: value
             for name, value in asdict(self.options).items()
-            if name not in ("region", "device", "precision", "tile_size")
+            if name not in ("region", "device", "precision", "engine", "tile_size")
         }
         settings.update(
             threshold=self.threshold,
@@ -164,12 +177,14 @@ class Job:
             tiles=tiles,
             halo=self.plan.halo,
             network_shape=self.grid.network,
-            device=str(self.runtime.device),
-            precision=str(self.runtime.dtype).removeprefix("torch."),
+            device=str(runtime.device),
+            precision=runtime.precision,
+            engine=runtime.engine,
             seconds=seconds,
             megapixels_per_second=pixels * share / 1e6 / max(seconds, 1e-9),
             objects=objects,
             complete=complete,
+            remarks=(*self.remarks, *(ran.remarks if ran is not None else ())),
             settings=settings,
         )
 
@@ -209,17 +224,49 @@ def plan_job(image: Any, model: Model, options: Options) -> Job:
     window = Window(tuple(s.start for s in spatial), tuple(s.stop for s in spatial))
     spacing = options.spacing if options.rescale else None
     grid = Grid.fit(axes.spatial_shape, spacing, card.spacing)
-    device = resolve_device(options.device)
-    plan = plan_tiles(
-        grid.network,
-        config.geometry,
-        options.tile_size or default_tile_size(config, device),
-        grid.to_network(window),
-        exact=options.tile_size is not None,
-    )
-    runtime = Runtime(device, resolve_precision(options.precision, device))
     frames = tuple(axes.frames(region))
-    return Job(data, axes, model, options, region, frames, window, grid, plan, runtime)
+    plan, runtime, remarks = _tiles(config, grid, grid.to_network(window), options, len(frames))
+    return Job(data, axes, model, options, region, frames, window, grid, plan, runtime, remarks)
+
+
+def _tiles(
+    config: UNetConfig, grid: Grid, region: Window, options: Options, frames: int
+) -> tuple[TilePlan, Runtime, tuple[str, ...]]:
+    """Decide where the network runs, in which precision, and in which tiles."""
+    device, geometry = resolve_device(options.device), config.geometry
+    origin = (a // s * s for a, s in zip(region.start, geometry.stride, strict=True))
+    extent = tuple(b - a for a, b in zip(origin, region.stop, strict=True))
+    budget = memory_budget(device, options.memory)
+    if device.type == "cpu":
+        budget -= min(_held_beside(config, extent), budget // 2)
+    # How much there is to do hardly depends on the tiles, nor on who does it.
+    flops = frames * choose_tile(config, extent, budget).flops
+    way = choose_engine(config, flops, device, options.engine, options.precision)
+    runtime = Runtime(device, way.dtype, way.engine)
+    remarks: tuple[str, ...] = ()
+    if options.tile_size is not None:
+        plan = plan_tiles(grid.network, geometry, options.tile_size, region)
+    else:
+        found = choose_tile(
+            config, extent, budget, engine=way.engine, half=runtime.half, speed=way.speed
+        )
+        if not found.fits:
+            remarks = (
+                f"The smallest tile needs {found.peak / (1 << 20):.0f} MiB, more than there is for "
+                f"it ({budget / (1 << 20):.0f} MiB).",
+            )
+        plan = plan_tiles(grid.network, geometry, found.shape, region, exact=False)
+    if device.type != "cpu":
+        most = budget // max(tile_bytes(config, plan.tile_shape, way.engine, runtime.half), 1)
+        wanted = _GPU_PIXELS // prod(plan.tile_shape)
+        runtime = replace(runtime, batch=max(1, min(most, wanted, len(plan))))
+    return plan, runtime, remarks
+
+
+def _held_beside(config: UNetConfig, extent: tuple[int, ...]) -> int:
+    """Bytes that are held beside a tile: the frame's probabilities and labels, as far as in RAM."""
+    pixels = prod(extent)
+    return min(4 * max(config.n_classes, 2) * pixels, 256 << 20) + min(8 * pixels, 128 << 20)
 
 
 def _at_level(image: Any, level: int) -> Any:

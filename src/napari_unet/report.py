@@ -24,14 +24,16 @@ class Report:
         The network's input, what it loses per side, and the grid it ran on, in its pixels.
     tiles : int
         Tiles computed.
-    device, precision : str
-        Where and how.
+    device, precision, engine : str
+        Where, how, and who computed (``torch`` or ``openvino``); as it was in the end.
     seconds, megapixels_per_second : float
         Wall-clock time with post-processing, and image pixels over it.
     objects : int
         Found; 0 for classes.
     complete : bool
         False where it was stopped and the finished tiles were kept.
+    remarks : tuple of str
+        What had to be changed on the way, such as smaller tiles where memory ran out; sentences.
     settings : dict
         The options in force.
     """
@@ -47,10 +49,12 @@ class Report:
     network_shape: tuple[int, ...]
     device: str
     precision: str
+    engine: str
     seconds: float
     megapixels_per_second: float
     objects: int
     complete: bool
+    remarks: tuple[str, ...]
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:

@@ -75,6 +75,15 @@ class Grid:
             stop.append(region.start[axis] + int(ends[1]))
         return Window(tuple(start), tuple(stop))
 
+    def centres(self, window: Window) -> Window:
+        """Smallest window of the network's grid under the centres of an image window's pixels."""
+        start, stop = [], []
+        for a, b, n, m in zip(window.start, window.stop, self.image, self.network, strict=True):
+            ends = _nearest(np.array([a, b - 1]), n, m)
+            start.append(int(ends[0]))
+            stop.append(int(ends[1]) + 1)
+        return Window(tuple(start), tuple(stop))
+
     def labels_to_image(
         self, labels: NDArray[Any], origin: Sequence[int], window: Window
     ) -> NDArray[Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "components",
     "label_image",
     "poll",
+    "portions",
     "runs_of",
     "spatial",
     "touching",
@@ -110,15 +111,21 @@ class Runs:
         """Array of this shape with one value for each run."""
         return _repeat(values, self.lengths, should_stop).reshape(self.shape)
 
-    def at_edge(self) -> NDArray[np.bool_]:
+    def at_edge(self, top: bool | None = None, bottom: bool | None = None) -> NDArray[np.bool_]:
         """Whether each run has a pixel on the image's edge.
 
-        The first axis of a volume of one plane is no edge, or all of the plane would lie on it.
+        Parameters
+        ----------
+        top, bottom : bool, optional
+            Whether the first and the last line (plane) are edges: those of a slab may not be. By
+            default they are, but for a volume of one plane, or all of it would lie on them.
         """
-        edge = np.zeros(self.starts.size, np.bool_)
         coordinates = np.unravel_index(self.starts, self.shape)
-        skip = 1 if len(self.shape) == 3 and self.shape[0] == 1 else 0
-        for axis in range(skip, len(self.shape)):
+        lone = len(self.shape) == 3 and self.shape[0] == 1
+        top, bottom = (not lone if end is None else end for end in (top, bottom))
+        edge: NDArray[np.bool_] = (coordinates[0] == 0) & top
+        edge |= (coordinates[0] == self.shape[0] - 1) & bottom
+        for axis in range(1, len(self.shape)):
             at, size = coordinates[axis], self.shape[axis]
             reach = self.lengths if axis == len(self.shape) - 1 else 1
             edge |= (at == 0) | (at + reach == size)
@@ -130,13 +137,18 @@ def _repeat(values: NDArray[Any], counts: Ints, should_stop: ShouldStop = None) 
     ends = np.cumsum(counts)
     total = int(ends[-1]) if ends.size else 0
     repeated = np.empty(total, values.dtype)
-    cuts = [*np.searchsorted(ends, np.arange(0, total, BAND // 4)).tolist(), ends.size]
-    for low, high in pairwise(cuts):
+    for low, high in portions(ends):
         poll(should_stop)
-        if low < high:
-            first = int(ends[low] - counts[low])
-            repeated[first : int(ends[high - 1])] = np.repeat(values[low:high], counts[low:high])
+        first = int(ends[low] - counts[low])
+        repeated[first : int(ends[high - 1])] = np.repeat(values[low:high], counts[low:high])
     return repeated
+
+
+def portions(ends: Ints) -> Iterator[tuple[int, int]]:
+    """Cut runs that end at `ends` (of one another's pixels) into groups of some 10^6 pixels."""
+    total = int(ends[-1]) if ends.size else 0
+    cuts = [*np.searchsorted(ends, np.arange(0, total, max(1, BAND // 4))).tolist(), ends.size]
+    yield from ((low, high) for low, high in pairwise(cuts) if low < high)
 
 
 def runs_of(*arrays: NDArray[Any], should_stop: ShouldStop = None) -> Runs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_unet import instances
+from napari_unet.assembly import Assembly
 from napari_unet.checkpoint import Model, load_model
 from napari_unet.engine import prepare, run_tiles
 from napari_unet.errors import Cancelled, ImageError
-from napari_unet.frames import Frame
+from napari_unet.focus import Focus
+from napari_unet.frames import Frame, Lead
 from napari_unet.intensity import Intensity, fit_intensity
 from napari_unet.options import Options
 from napari_unet.plan import Job, plan_job
 from napari_unet.report import Report
-from napari_unet.resample import resize_linear
-from napari_unet.tidying import relabel_raster
+from napari_unet.runs import bands
 from napari_unet.tiling import Window
 
 __all__ = [
@@ -37,6 +38,9 @@ __all__ = [
     "segment",
     "segment_steps",
 ]
+
+# Bytes of a frame's probabilities up to which they stay in memory.
+_IN_MEMORY = 1 << 28
 
 ModelLike = str | os.PathLike[str] | Model
 ShouldStop = Callable[[], bool] | None
@@ -62,6 +66,8 @@ class Progress:
         What the last tile wrote, in image pixels; None where no tile has just ended.
     preview : ndarray of int32, of the window's shape, optional
         Classes, or objects of this tile alone, with ids that no other tile has.
+    remarks : tuple of str
+        What had to be changed so far, such as smaller tiles where memory ran out; sentences.
     """
 
     stage: str
@@ -72,6 +78,7 @@ class Progress:
     frame: tuple[int, ...] = ()
     window: Window | None = None
     preview: NDArray[np.int32] | None = None
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,10 +112,42 @@ class _Result:
     job: Job
     labels: NDArray[np.int32]
     probabilities: NDArray[np.float32] | None
-    objects: list[dict[str, NDArray[Any]]] = field(default_factory=list)
+    tables: dict[tuple[int, ...], dict[str, NDArray[Any]]] = field(default_factory=dict)
     last_id: int = 0
     pixels: int = 0
     done: int = 0
+
+    def _place(self, index: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(i - s.start for i, s in zip(index, self.job.region, strict=False))
+
+    def assembly(self, index: tuple[int, ...]) -> Assembly:
+        """Where the tiles of a frame go."""
+        place = self._place(index)
+        kept = self.probabilities
+        whole: tuple[slice | int, ...] = (slice(None), *place)
+        probabilities = None if kept is None else kept[whole]
+        budget, in_memory = self.job.options.memory, _IN_MEMORY
+        if budget is not None and self.job.runtime.device.type == "cpu":
+            in_memory = min(in_memory, budget // 4)
+        return Assembly(self.job, self.labels[place], probabilities, in_memory)
+
+    def number_objects(self) -> dict[str, NDArray[Any]]:
+        """Let the ids of each frame follow those of the one before, in one table."""
+        before = 0
+        for index, table in sorted(self.tables.items()):
+            if not table:
+                continue
+            labels = self.labels[self._place(index)]
+            for rows in bands(labels.shape) if before else ():
+                np.add(labels[rows], before, out=labels[rows], where=labels[rows] > 0)
+            table["index"] = table["index"] + before
+            before += len(table["index"])
+            if self.job.axes.lead:
+                number = np.ravel_multi_index(index, self.job.lead_shape)
+                table["frame"] = np.full(len(table["index"]), number)
+        tables = [table for _, table in sorted(self.tables.items())]
+        names = tables[0] if tables else {}
+        return {name: np.concatenate([table[name] for table in tables]) for name in names}
 
 
 def segment(
@@ -161,6 +200,7 @@ def segment_steps(
     *,
     should_stop: ShouldStop = None,
     preview: bool = False,
+    focus: tuple[slice, ...] | None = None,
 ) -> Generator[Progress, None, Segmentation]:
     """Segment an image step by step.
 
@@ -172,6 +212,10 @@ def segment_steps(
         Asked inside tiles and between pieces of the post-processing.
     preview : bool
         Whether `Progress.preview` is filled.
+    focus : tuple of slice, optional
+        Part of the image to begin with, over its axes without the channels: the tiles there come
+        first, and then ever farther ones. Nothing else changes. With `preview`, where a tile takes
+        long, a small one in the middle is shown before it, with ``done`` still at 0.
 
     Yields
     ------
@@ -195,67 +239,62 @@ def segment_steps(
     kept = np.zeros((job.n_classes, *shape), np.float32) if job.keeps_probabilities else None
     result = _Result(job, np.zeros(shape, np.int32), kept)
     total = len(job.plan) * len(job.frames)
+    aim = Focus(job, focus)
 
     def progress(stage: str, frame: tuple[int, ...] = (), **more: Any) -> Progress:
         seconds = time.perf_counter() - started
+        more["remarks"] = (*job.remarks, *network.remarks)
         return Progress(stage, result.done, total, result.pixels, seconds, frame, **more)
 
     complete = True
     fitted: dict[tuple[int, ...], Intensity] = {}
-    for index in job.frames:
+    for index in aim.frames():
         of = job.axes.fit_index(index)
         if of not in fitted:
-            fitted = {of: fit_frame(job, of)}
+            fitted[of] = fit_frame(job, of)
         frame = Frame(job.data, job.axes, index, fitted[of], job.grid)
         yield progress("network", index)
-        canvas = np.zeros((job.n_classes, *job.plan.region.shape), np.float32)
+        assembly = result.assembly(index)
         try:
-            for window, found in _run_frame(job, network, frame, canvas, should_stop):
-                shown = _preview(job, found, window, result) if preview else None
-                result.done += 1
-                image_window = job.grid.to_image(window, job.window)
-                result.pixels += int(np.prod(image_window.shape))
-                yield progress("network", index, window=image_window, preview=shown)
+            glance = aim.glance() if preview and not result.done else None
+            for plan in (glance, aim.plan) if glance else (aim.plan,):
+                tiles = run_tiles(network, frame.read, plan, job.runtime, should_stop)
+                for tile, logits in tiles:
+                    found = probabilities_of(logits)
+                    shown = _preview(job, found, tile.write, result) if preview else None
+                    window = job.grid.to_image(tile.write, job.window)
+                    if plan is not glance:  # which is for the eye only
+                        assembly.add(tile.write, found)
+                        result.done += 1
+                        result.pixels += int(np.prod(window.shape))
+                    yield progress("network", index, window=window, preview=shown)
         except Cancelled:
             if not (job.options.keep_finished and result.done):
                 raise
             complete = False
         yield progress("objects", index)
         # What was finished is worth the second it takes to make objects of it.
-        _finish_frame(result, index, canvas, should_stop if complete else None)
+        result.tables[index] = assembly.finish(should_stop if complete else None)
         if not complete:
             break
     seconds = time.perf_counter() - started
-    objects = _join(result.objects)
-    report = job.report(seconds, result.done, len(objects.get("index", ())), complete)
+    objects = result.number_objects()
+    report = job.report(seconds, result.done, len(objects.get("index", ())), complete, network)
     return Segmentation(result.labels, result.probabilities, objects, report)
 
 
 def fit_frame(job: Job, index: tuple[int, ...]) -> Intensity:
     """Statistics of a time point."""
     try:
-        volume = job.data[index] if index else job.data
         return fit_intensity(
-            volume, job.model.card.normalisation, channel_last=job.axes.has_channels
+            Lead(job.data, index, job.axes),
+            job.model.card.normalisation,
+            channel_last=job.axes.has_channels,
         )
     except (OSError, KeyError, RuntimeError) as error:
         raise ImageError(
             f"The image could not be read ({error}); check that its file is still there."
         ) from error
-
-
-def _run_frame(
-    job: Job,
-    network: torch.nn.Module,
-    frame: Frame,
-    canvas: NDArray[np.float32],
-    should_stop: ShouldStop,
-) -> Iterator[tuple[Window, NDArray[np.float32]]]:
-    """Write the probabilities of each tile into `canvas`, (K,) + the plan's region."""
-    for tile, logits in run_tiles(network, frame.read, job.plan, job.runtime, should_stop):
-        found = probabilities_of(logits)
-        canvas[(slice(None), *tile.write.within(job.plan.region.start).slices)] = found
-        yield tile.write, found
 
 
 def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -281,51 +320,3 @@ def _preview(
         labels = instances.classes_from(found, job.options.threshold).astype(np.int32)
     image_window = job.grid.to_image(window, job.window)
     return job.grid.labels_to_image(labels, window.start, image_window)
-
-
-def _finish_frame(
-    result: _Result, index: tuple[int, ...], canvas: NDArray[np.float32], should_stop: ShouldStop
-) -> None:
-    """Turn a frame's probabilities into labels, on the image's grid."""
-    job = result.job
-    place = tuple(i - s.start for i, s in zip(index, job.region, strict=False))
-    origin = job.plan.region.start
-    if result.probabilities is not None:
-        back = canvas if job.grid.same else resize_linear(canvas, origin, job.grid, job.window)
-        result.probabilities[(slice(None), *place)] = back
-    if job.options.output != "instances":
-        classes = instances.classes_from(canvas, job.options.threshold).astype(np.int32)
-        result.labels[place] = job.grid.labels_to_image(classes, origin, job.window)
-        return
-    foreground, contour = job.foreground(canvas), job.contour(canvas)
-    labels = instances.label_instances(
-        foreground if job.splits else foreground + contour,
-        contour if job.splits else None,
-        threshold=job.threshold,
-        min_size=round(job.min_size * job.grid.volume_ratio),
-        fill_holes=job.options.fill_holes,
-        waist=job.waist * job.grid.volume_ratio ** (1 / len(job.grid.image)),
-        should_stop=should_stop,
-    )
-    inside, doubt = foreground + contour, instances.normalised_entropy(canvas)
-    if not job.grid.same:
-        labels, inside, doubt = (
-            job.grid.labels_to_image(part, origin, job.window) for part in (labels, inside, doubt)
-        )
-        # An object of less than a pixel may be gone on the coarser grid.
-        labels = relabel_raster(labels)
-    scores = instances.object_scores(labels, np.clip(inside, 0, 1), doubt)
-    before = sum(len(table["index"]) for table in result.objects)
-    labels[labels > 0] += before
-    scores["index"] = scores["index"] + before
-    if job.axes.lead:
-        scores["frame"] = np.full(len(scores["index"]), np.ravel_multi_index(index, job.lead_shape))
-    result.labels[place] = labels
-    result.objects.append(scores)
-
-
-def _join(tables: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """One table of all frames' objects."""
-    if not tables:
-        return {}
-    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil, prod
 from typing import Any
@@ -83,7 +83,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """All tiles of one image, in raster order.
+    """All tiles of one image, in raster order, or outward from a place (`outward`).
 
     Parameters
     ----------
@@ -97,6 +97,12 @@ class TilePlan:
         Pixels per side that are read but not written; outputs per side that are not kept.
     counts : tuple of int
         Tiles along each axis.
+    origin : tuple of int
+        Where the first tile would write if it were not cut off at the region.
+    stride : tuple of int
+        The pooling grid, on which every write starts.
+    focus : Window, optional
+        Where the order begins.
     """
 
     region: Window
@@ -106,11 +112,33 @@ class TilePlan:
     trim: tuple[int, ...]
     counts: tuple[int, ...]
     origin: tuple[int, ...]
+    stride: tuple[int, ...]
+    focus: Window | None = None
 
     def __len__(self) -> int:
         return prod(self.counts)
 
     def __iter__(self) -> Iterator[Tile]:
+        if self.focus is None:
+            return self._raster()
+        return iter(sorted(self._raster(), key=self._distance))
+
+    def outward(self, focus: Window) -> TilePlan:
+        """Return the same tiles, those with pixels of `focus` first and then ever farther ones."""
+        return replace(self, focus=focus)
+
+    def _distance(self, tile: Tile) -> tuple[int, int]:
+        """How far a tile is from the focus, and from its centre."""
+        assert self.focus is not None
+        pairs = zip(
+            tile.write.start, tile.write.stop, self.focus.start, self.focus.stop, strict=True
+        )
+        gaps, apart = zip(
+            *((max(c - b, a - d, 0), a + b - c - d) for a, b, c, d in pairs), strict=True
+        )
+        return max(gaps), sum(d * d for d in apart)
+
+    def _raster(self) -> Iterator[Tile]:
         for index in itertools.product(*map(range, self.counts)):
             first = tuple(o + i * s for o, i, s in zip(self.origin, index, self.step, strict=True))
             read = tuple(f - h for f, h in zip(first, self.halo, strict=True))
@@ -125,6 +153,28 @@ class TilePlan:
     def loss(self) -> tuple[int, ...]:
         """Pixels per side between the network's input and output."""
         return tuple(h - t for h, t in zip(self.halo, self.trim, strict=True))
+
+    def divided(self, window: Window, step: tuple[int, ...]) -> TilePlan:
+        """Plan a part of the region with smaller tiles; the result there is the same.
+
+        Parameters
+        ----------
+        window : Window
+            Inside the region.
+        step : tuple of int
+            What a tile writes at most, in multiples of the stride.
+        """
+        origin = tuple(a // s * s for a, s in zip(window.start, self.stride, strict=True))
+        extents = tuple(b - a for a, b in zip(origin, window.stop, strict=True))
+        step = tuple(
+            min(n, ceil(e / s) * s) for n, e, s in zip(step, extents, self.stride, strict=True)
+        )
+        sizes = zip(self.tile_shape, self.step, step, strict=True)
+        tile_shape = tuple(tile - before + now for tile, before, now in sizes)
+        counts = tuple(ceil(e / n) for e, n in zip(extents, step, strict=True))
+        return replace(
+            self, region=window, tile_shape=tile_shape, step=step, counts=counts, origin=origin
+        )
 
     def keep(self, tile: Tile) -> tuple[slice, ...]:
         """Index of a tile's written pixels in the network's output."""
@@ -181,7 +231,9 @@ def plan_tiles(
         )
     ]
     tile_shape, step, origin, counts = zip(*axes, strict=True)
-    return TilePlan(region, tile_shape, step, geometry.halo, geometry.trim, counts, origin)
+    return TilePlan(
+        region, tile_shape, step, geometry.halo, geometry.trim, counts, origin, geometry.stride
+    )
 
 
 def _plan_axis(

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from napari_unet.checkpoint import Model, load_model
-from napari_unet.engine import Runtime, prepare, run_tiles
+from napari_unet.engine import Prepared, Runtime, prepare, run_tiles
 from napari_unet.frames import Frame
 from napari_unet.options import Options
 from napari_unet.plan import plan_job
@@ -56,13 +55,16 @@ def verify(
     image, model
         As for `segment`.
     **settings
-        Fields of `Options`; ``tile_size`` is that of the tiled pass.
+        Fields of `Options`; ``tile_size`` is that of the tiled pass. The precision is float32
+        unless another one is asked for, which tells less about tiles.
 
     Returns
     -------
     Verification
     """
     loaded = load_model(model)
+    if settings.get("precision", "auto") == "auto":
+        settings["precision"] = "float32"
     job = plan_job(image, loaded, Options(**settings))
     network = prepare(loaded.network, job.runtime)
     index = job.frames[0]
@@ -80,7 +82,7 @@ def verify(
 
 
 def _logits(
-    network: nn.Module, frame: Frame, plan: TilePlan, runtime: Runtime
+    network: Prepared, frame: Frame, plan: TilePlan, runtime: Runtime
 ) -> NDArray[np.float32]:
     """Logits (K, [Z,] Y, X) of a plan's region."""
     parts = run_tiles(network, frame.read, plan, runtime)

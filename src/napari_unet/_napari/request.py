@@ -16,7 +16,7 @@ from napari_unet._napari.layers import (
     fed_shape,
     network_spacing,
 )
-from napari_unet._napari.region import WHOLE, View, resolve_region
+from napari_unet._napari.region import VISIBLE, WHOLE, View, resolve_region
 from napari_unet.axes import ImageAxes, resolve_axes
 from napari_unet.checkpoint import Card, Model
 from napari_unet.errors import ImageError
@@ -107,6 +107,8 @@ class Request:
         Of the result.
     origin, shape : tuple of int
         First pixel and extent of the result on the image's grid, without channels.
+    focus : tuple of slice, optional
+        What is on screen of the image, over its axes without channels: it comes first.
     """
 
     array: Any
@@ -118,6 +120,7 @@ class Request:
     placement: Placement
     origin: tuple[int, ...]
     shape: tuple[int, ...]
+    focus: tuple[slice, ...] | None = None
 
 
 def match(info: ImageInfo, card: Card) -> ImageAxes:
@@ -226,7 +229,18 @@ def resolve(
         placement=placement.keeping(source.kept).starting_at(origin),
         origin=origin,
         shape=shape,
+        focus=_focus(view, source.kept, axes.labels_shape, ndim),
     )
+
+
+def _focus(
+    view: View, kept: tuple[int, ...], shape: tuple[int, ...], ndim: int
+) -> tuple[slice, ...] | None:
+    """What is on screen; None where that is nothing."""
+    try:
+        return resolve_region(VISIBLE, view, kept, shape, ndim)
+    except ImageError:
+        return None
 
 
 def _about_spacing(info: ImageInfo, card: Card, choices: Choices) -> list[Notice]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from napari_unet._napari.request import Request
 from napari_unet.checkpoint import ClassInfo, Model
+from napari_unet.runs import bands
 
 if TYPE_CHECKING:
     from napari_unet.segmentation import Segmentation
@@ -69,7 +70,10 @@ def in_words(request: Request, segmentation: Segmentation) -> str:
 
 def _shares(request: Request, labels: NDArray[np.int32]) -> str:
     classes = request.card.classes
-    counts = np.bincount(labels.ravel(), minlength=len(classes))
+    # numpy counts a copy of eight bytes a pixel.
+    counts = np.zeros(len(classes), np.int64)
+    for rows in bands(labels.shape):
+        counts += np.bincount(labels[rows].ravel(), minlength=len(classes))
     shares = (
         f"{info.name} {100 * counts[index] / labels.size:.0f} %"
         for index, info in enumerate(classes)

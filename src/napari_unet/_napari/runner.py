@@ -198,7 +198,12 @@ def _show(
         return wish() is not Wish.GO_ON
 
     steps = segment_steps(
-        request.array, request.model, request.options, should_stop=should_stop, preview=True
+        request.array,
+        request.model,
+        request.options,
+        should_stop=should_stop,
+        preview=True,
+        focus=request.focus,
     )
     try:
         while True:
@@ -213,7 +218,7 @@ def _show(
             now = time.monotonic()
             # The first tile is what a person waits for, the last what they see next.
             if now - shown < _INTERVAL and 1 < step.done < step.total:
-                continue
+                continue  # a glance, too: it comes while `done` is still 0
             shown = now
             yield Update(tuple(parts), step.done, step.total, step.seconds, step.pixels, stage)
             parts.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from napari_unet.errors import ValidUNetError
-from napari_unet.options import DEVICES, PRECISIONS
+from napari_unet.options import DEVICES, ENGINES, PRECISIONS
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -50,6 +51,25 @@ def positive(text: str) -> int:
     return number
 
 
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+def memory_size(text: str) -> int:
+    """Read ``2GiB``, ``2 GB``, ``1.5G``, ``800M`` or a number of bytes.
+
+    ``GB`` is the decimal gigabyte that it says, ``GiB`` and ``G`` are 1024 ** 3 bytes.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([KMGT]?)(I?B)?\s*", text.upper())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory, as 2GiB or 800MB")
+    number, unit, suffix = found.groups()
+    decimal = suffix == "B" and unit
+    size = int(float(number) * (1000 ** (_UNITS[unit] // 10) if decimal else 1 << _UNITS[unit]))
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no memory at all")
+    return size
+
+
 def add_json(parser: argparse.ArgumentParser, what: str = "the result as JSON") -> None:
     """Add ``--json``."""
     parser.add_argument("--json", action="store_true", help=f"print {what}")
@@ -78,26 +98,7 @@ def add_assume(parser: argparse.ArgumentParser) -> None:
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what decides how a network runs over an image."""
-    parser.add_argument(
-        "--tile-size",
-        type=positive,
-        metavar="N",
-        help="pixels per side that are computed at once; changes speed and memory, never the "
-        "result (default: what suits the model and the memory)",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        metavar="D",
-        help=f"{', '.join(DEVICES)}, or cuda:1 (default: auto, a GPU if PyTorch can use one)",
-    )
-    parser.add_argument(
-        "--precision",
-        default="auto",
-        choices=PRECISIONS,
-        metavar="P",
-        help=f"{', '.join(PRECISIONS)} (default: auto, float32 on the CPU)",
-    )
+    _add_means(parser)
     parser.add_argument(
         "--spacing",
         type=spacing,
@@ -123,6 +124,45 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="L",
         help="resolution of a pyramid (default: 0, the finest)",
+    )
+
+
+def _add_means(parser: argparse.ArgumentParser) -> None:
+    """Add what the network may use: memory, device, precision; never what comes out."""
+    parser.add_argument(
+        "--tile-size",
+        type=positive,
+        metavar="N",
+        help="pixels per side that are computed at once; changes speed and memory, never the "
+        "result (default: what suits the model and the memory)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=memory_size,
+        metavar="SIZE",
+        help="what a run may take, of the GPU's memory or of RAM, as 2GiB or 800MB; the tiles are "
+        "chosen to fit (default: a safe share of what is free)",
+    )
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help=f"{', '.join(DEVICES)}, or cuda:1 (default: auto, a GPU if PyTorch can use one)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        metavar="P",
+        help=f"{', '.join(PRECISIONS)} (default: auto, bfloat16 where that is faster)",
+    )
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=ENGINES,
+        metavar="E",
+        help=f"who computes: {', '.join(ENGINES)} (default: auto, on the CPU whoever is done "
+        "first where OpenVINO is installed)",
     )
 
 

@@ -24,7 +24,8 @@ code in them is ever run.
 
 What the weights do not say is assumed from the habits of the code they come from, and printed. Set
 it with --assume: padding=valid, order=skip-up|up-skip, norm-order=norm-act|act-norm,
-up=nearest|linear, up-activation=yes|no, slope=0.1, normalisation=percentile|min-max|mean-std|none,
+up=nearest|linear, up-activation=yes|no, slope=0.1,
+normalisation=percentile|min-max|mean-std|dtype-range|none (dtype-range: 8-bit images by 255),
 shift=-0.5, foreground=1 or 1+2 (numbers of classes), contour=2|none. `valid-unet probe` finds them
 on an annotated image.
 """

@@ -28,6 +28,7 @@ _BINDINGS = ("PyQt6", "PySide6", "PyQt5", "PySide2")
 _OPTIONAL = {
     "zarr": "reads zarr images, and TIFFs larger than memory",
     "imagecodecs": "reads TIFFs compressed with LZW, JPEG, ...",
+    "openvino": "runs models on the processor faster than PyTorch does",
 }
 # Libraries that Qt and OpenGL load on Linux, and the Debian or Ubuntu packages that bring them.
 _LIBRARIES = {

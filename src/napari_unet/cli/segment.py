@@ -44,8 +44,8 @@ An existing file is replaced, but only once the new one is complete. Of several 
 cannot be segmented is reported and the others go on; the exit status is 4 then.
 
 --json prints one object for one image, and a list of them for several, with the keys input,
-output, shape, model, tile_size, tiles, halo, device, precision, seconds, megapixels_per_second,
-objects and more; an image that failed has input and error instead.
+output, shape, model, tile_size, tiles, halo, device, precision, engine, seconds,
+megapixels_per_second, objects and more; an image that failed has input and error instead.
 """
 _NAMES = {"instances": "labels", "classes": "classes", "probabilities": "probabilities"}
 
@@ -218,8 +218,10 @@ def _segment(task: _Task, model: Model, arguments: argparse.Namespace) -> dict[s
             axes=image.axes,
             spacing=spacing,
             tile_size=arguments.tile_size,
+            memory=arguments.memory,
             device=arguments.device,
             precision=arguments.precision,
+            engine=arguments.engine,
             threshold=arguments.threshold,
             min_size=arguments.min_size,
             fill_holes=arguments.fill_holes,
@@ -242,7 +244,7 @@ def _segment(task: _Task, model: Model, arguments: argparse.Namespace) -> dict[s
     report["settings"]["level"] = arguments.level  # chosen while reading
     if task.probabilities is not None:
         report["probabilities"] = str(task.probabilities)
-    report["remarks"] = list(image.remarks)
+    report["remarks"] = [*image.remarks, *result.report.remarks]
     if not arguments.json:
         _tell(task, image, result, arguments.output)
     return report
@@ -288,10 +290,11 @@ def _tell(task: _Task, image: ImageFile, result: Segmentation, output: str) -> N
     files = " and ".join(str(path) for path in (task.target, task.probabilities) if path)
     print(
         f"{task.source} -> {files}: {what} in {report.seconds:.1f} s "
-        f"({report.tiles} tile{'s' * (report.tiles != 1)}, {report.device}, {report.precision}, "
+        f"({report.tiles} tile{'s' * (report.tiles != 1)}, {report.device}, {report.engine}, "
+        f"{report.precision}, "
         f"{report.megapixels_per_second:.2g} MPx/s)"
     )
-    for remark in image.remarks:
+    for remark in (*image.remarks, *(remark.rstrip(".") for remark in report.remarks)):
         print(f"  note: {remark}")
     if report.network_shape != report.shape[-len(report.network_shape) :] and not (
         image.axes or ""

@@ -64,8 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         axes=image.axes,
         spacing=spacing_for(arguments.spacing, image.spacing, model.config.ndim),
         tile_size=arguments.tile_size,
+        memory=arguments.memory,
         device=arguments.device,
         precision=arguments.precision,
+        engine=arguments.engine,
         rescale=arguments.rescale,
     )
     if arguments.json:

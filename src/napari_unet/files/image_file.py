@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from napari_unet.errors import ImageError
 
-__all__ = ["ImageFile", "LazyArray", "arrange", "decoding", "spacing_of", "to_micrometre"]
+__all__ = ["ImageFile", "LazyArray", "Mapped", "arrange", "decoding", "spacing_of", "to_micrometre"]
 
 Kind = Literal["ome", "imagej", "tiff", "picture", "npy", "zarr"]
 
@@ -126,6 +126,12 @@ class LazyArray:
         """Number of pixels."""
         return prod(self.shape)
 
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Extent of what is stored in one piece, along each axis."""
+        stored = getattr(self._source, "chunks", None) or (1,) * len(self._taken)
+        return tuple(int(stored[axis]) for axis in self._order)
+
     def _range(self, axis: int) -> range:
         taken = self._taken[axis]
         assert isinstance(taken, range)
@@ -166,7 +172,7 @@ class LazyArray:
             for part in self._taken
         )
         with decoding(self._path):
-            pixels = np.array(self._source[key], dtype=dtype)
+            pixels = np.asarray(self._source[key], dtype=dtype)
         # zarr takes a chunk that is not there for an empty one, so look again.
         self._check()
         kept = [axis for axis, part in enumerate(self._taken) if isinstance(part, range)]
@@ -182,6 +188,28 @@ class LazyArray:
                 f"{self._path.name} was changed or removed while it was being read; "
                 "put it back and start again."
             )
+
+
+class Mapped:
+    """An array in a file, mapped into memory only while a part of it is copied.
+
+    A map that stays open counts every pixel that was ever read as this process' memory.
+
+    Parameters
+    ----------
+    array : memmap
+        Tells where the pixels are.
+    """
+
+    def __init__(self, array: np.memmap[Any, Any]) -> None:
+        self.shape, self.dtype = array.shape, array.dtype
+        self._path, self._offset = Path(str(array.filename)), array.offset
+        self._fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        order: Literal["F", "C"] = "F" if self._fortran else "C"
+        mapped = np.memmap(self._path, self.dtype, "r", self._offset, self.shape, order)
+        return np.array(mapped[key])
 
 
 def file_stamp(path: Path) -> Callable[[], object]:

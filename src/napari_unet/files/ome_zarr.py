@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from napari_unet.errors import ImageError
 from napari_unet.files.image_file import (
     ImageFile,
@@ -125,6 +127,7 @@ def save_zarr(
     *,
     name: str,
     labels: bool,
+    dtype: Any = None,
 ) -> None:
     """Write an OME-Zarr 0.4 image of one resolution, which is what most programs read.
 
@@ -142,6 +145,8 @@ def save_zarr(
         Of the image.
     labels : bool
         Whether pixels are object numbers.
+    dtype : dtype, optional
+        Of the file, if not that of `array`.
 
     Raises
     ------
@@ -171,11 +176,15 @@ def save_zarr(
     stored = group.create_array(
         "0",
         shape=array.shape,
-        dtype=array.dtype,
+        dtype=dtype or array.dtype,
         chunks=chunks,
         chunk_key_encoding={"name": "v2", "separator": "/"},
     )
-    stored[...] = array
+    # One row of chunks at a time: zarr copies what it is given.
+    for index in np.ndindex(array.shape[:-2]):
+        for start in range(0, array.shape[-2], _CHUNK):
+            place = (*index, slice(start, start + _CHUNK))
+            stored[place] = array[place].astype(stored.dtype, copy=False)
     group.attrs["multiscales"] = [image]
     if labels:
         group.attrs["image-label"] = {"version": "0.4"}

@@ -14,6 +14,7 @@ from napari_unet.errors import ImageError
 from napari_unet.files.image_file import (
     ImageFile,
     LazyArray,
+    Mapped,
     arrange,
     decoding,
     file_stamp,
@@ -162,7 +163,7 @@ def _read_npy(path: Path, axes: str | None, lazy_above: int) -> ImageFile:
     if not mapped.shape or 0 in mapped.shape:
         raise ImageError(f"{path.name} has no pixels; choose another image.")
     lazy = mapped.nbytes > lazy_above
-    pixels = LazyArray(mapped, path, file_stamp(path)) if lazy else np.array(mapped)
+    pixels = LazyArray(Mapped(mapped), path, file_stamp(path)) if lazy else np.array(mapped)
     pixels, known = arrange(pixels, "?" * mapped.ndim, axes, path)
     return ImageFile(path, pixels, known, spacing_of({}, known), "npy")
 

@@ -18,6 +18,7 @@ from napari_unet.files.calibration import calibration
 from napari_unet.files.image_file import (
     ImageFile,
     LazyArray,
+    Mapped,
     arrange,
     file_stamp,
     spacing_of,
@@ -73,7 +74,7 @@ def read_tiff(path: Path, level: int, axes: str | None, lazy_above: int) -> Imag
         ratio = {a: finest.get(a, n) / n for a, n in zip(chosen.axes, shape, strict=True)}
         lengths = {a: n and n * ratio.get(a, 1.0) for a, n in lengths.items()}
         pixels = _pixels(path, chosen, level, lazy_above)
-        if not isinstance(pixels, np.ndarray) or isinstance(pixels, np.memmap):
+        if not isinstance(pixels, np.ndarray):
             pixels = LazyArray(pixels, path, file_stamp(path))
         alpha = axes is None and _last_sample_is_alpha(chosen)
         remarks = _remarks(file)
@@ -117,7 +118,7 @@ def _pixels(path: Path, series: Any, level: int, lazy_above: int) -> Any:
     if series.nbytes <= lazy_above:
         return series.asarray()
     try:
-        return tifffile.memmap(path, level=level, mode="r")
+        return Mapped(tifffile.memmap(path, level=level, mode="r"))
     except ValueError:
         pass  # compressed, tiled, or in pieces
     try:

@@ -7,7 +7,8 @@ OME-TIFF, which QuPath, napari and Fiji's Bio-Formats importer read exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ LABEL_SUFFIXES = (".ome.tif", ".ome.tiff", ".tif", ".tiff", ".npy", ".png", ".za
 
 _CLASSIC_TIFF = (1 << 32) - (1 << 26)  # bytes that a TIFF with 32-bit offsets surely holds
 _STRIP = 1 << 18
+_COPIED = 1 << 28  # bytes that may be copied to be written
 _PROPER = "end the name in .tif, .ome.tif, .npy, .png or .zarr"
 
 
@@ -105,17 +107,17 @@ def write_labels(
     top = int(labels.max(initial=0))
     names = axes or (image.axes.rstrip("C") if image and image.axes else _usual(labels.ndim))
     lengths = tuple(spacing) if spacing else image.spacing if image else None
-    stored = labels.astype(np.uint16 if top <= np.iinfo(np.uint16).max else np.int32, copy=False)
+    dtype = np.dtype(np.uint16 if top <= np.iinfo(np.uint16).max else np.int32)
     if suffix == ".npy":
         with replacing_file(path) as file:
             np.save(file, labels.astype(np.int32, copy=False))
     elif suffix == ".zarr":
         with replacing_folder(path) as folder:
-            save_zarr(folder, stored, names, lengths, name=path.stem, labels=True)
+            save_zarr(folder, labels, names, lengths, name=path.stem, labels=True, dtype=dtype)
     elif suffix == ".png":
-        _write_png(path, stored)
+        _write_png(path, labels.astype(dtype, copy=False))
     else:
-        _write_tiff(path, stored, names, lengths, image, note, (0, top))
+        _write_tiff(path, labels, names, lengths, image, note, (0, top), dtype=dtype)
 
 
 def write_image(path: Path, image: NDArray[Any], *, axes: str, spacing: Sequence[float]) -> None:
@@ -243,14 +245,16 @@ def _write_tiff(
     note: str,
     shown: tuple[float, float],
     classes: Sequence[str] = (),
+    dtype: np.dtype[Any] | None = None,
 ) -> None:
     """Write a deflated TIFF in strips, which ImageJ reads; tiles it does not."""
+    dtype = dtype or array.dtype
     # Deflate may grow what it cannot shrink, so the size is judged before.
-    big = array.nbytes > _CLASSIC_TIFF
+    big = array.size * dtype.itemsize > _CLASSIC_TIFF
     ome = (
         ".ome.tif" in path.name.lower()
         or (image is not None and image.kind == "ome")
-        or array.dtype == np.int32
+        or dtype == np.int32
         or big
         # tifffile's ImageJ stacks lose an X axis of one pixel.
         or (array.ndim > 2 and array.shape[-1] == 1)
@@ -268,21 +272,34 @@ def _write_tiff(
         metadata |= {"min": float(shown[0]), "max": float(max(shown[1], shown[0] + 1))}
         if known:
             options["resolution"] = (1 / known["X"], 1 / known["Y"])
+    rows = max(1, _STRIP // max(1, array.shape[-1] * dtype.itemsize))
     with replacing_file(path) as file:
         tifffile.imwrite(
             file,
-            array,
+            _strips(array, dtype, rows)
+            if array.nbytes > _COPIED
+            else array.astype(dtype, copy=False),
+            shape=array.shape,
+            dtype=dtype,
             ome=ome,
             imagej=not ome,
             bigtiff=big,
             photometric="minisblack",
             planarconfig=None,
             compression="zlib",
-            rowsperstrip=max(1, _STRIP // max(1, array.shape[-1] * array.itemsize)),
+            rowsperstrip=rows,
             software=f"napari-valid-unet {__version__}",
             metadata=metadata,
             **options,
         )
+
+
+def _strips(array: NDArray[Any], dtype: np.dtype[Any], rows: int) -> Iterator[bytes]:
+    """Deflate strip by strip, without a copy of the whole in another type."""
+    for index in np.ndindex(array.shape[:-2]):
+        plane = array[index]
+        for start in range(0, len(plane), rows):
+            yield zlib.compress(plane[start : start + rows].astype(dtype).tobytes())
 
 
 def _imagej_metadata(

@@ -23,7 +23,9 @@ from napari_unet.resample import Grid
 from napari_unet.tiling import plan_tiles
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from napari_unet.engine import Prepared
 
 __all__ = ["Errors", "Runner"]
 
@@ -61,7 +63,7 @@ class Runner:
         default_factory=dict
     )
     _weights: tuple[Mapping[str, str], Mapping[str, Tensor]] | None = None
-    _network: tuple[UNetConfig, nn.Module] | None = None
+    _network: tuple[UNetConfig, Prepared] | None = None
 
     def finding(self, assume: Mapping[str, str]) -> Finding:
         """Say which network a combination is."""
@@ -111,7 +113,7 @@ class Runner:
 
         return Runtime(resolve_device("auto"), torch.float32)
 
-    def _prepared(self, finding: Finding) -> nn.Module:
+    def _prepared(self, finding: Finding) -> Prepared:
         """Return the network; the last one is kept, since grey levels change more often."""
         import torch
 

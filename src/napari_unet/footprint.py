@@ -1,0 +1,287 @@
+"""What a tile costs before it runs: arithmetic, and the most memory that is held at once.
+
+Both follow the network layer by layer, as `predictors` runs it: batch norm folded, activation in
+place, the skip cropped and already convolved on the way down (a convolution of concatenated maps
+is the sum of one convolution each, so that nothing is ever concatenated)::
+
+    down[l]: conv conv -> map -> crop -> conv -> kept     (what the skip becomes)
+                           |
+                          pool -> down[l + 1] ... -> up -> conv, added to kept -> conv -> up ...
+
+Everything here is integers; nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+from napari_unet.config import UNetConfig
+
+__all__ = ["Footprint", "Level", "footprint", "levels"]
+
+Shape = tuple[int, ...]
+
+# What either predictor keeps for itself: threads, generated kernels, small tensors.
+_BASE = {"torch": 16 << 20, "openvino": 24 << 20}
+# The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
+# back at once. OpenVINO plans all of its maps in one piece.
+_SMALL = 32 << 20
+
+
+@dataclass(frozen=True)
+class Level:
+    """Extents of the maps of one level, in its pixels.
+
+    Parameters
+    ----------
+    entry, first, second : tuple of int
+        Into the level on the way down, after one convolution, and after both.
+    risen, third, fourth : tuple of int
+        After the up-sampling into the level, and after one and two convolutions on the way up;
+        at the bottleneck all three are `second`.
+    """
+
+    entry: Shape
+    first: Shape
+    second: Shape
+    risen: Shape
+    third: Shape
+    fourth: Shape
+
+    @property
+    def crop(self) -> Shape:
+        """What is cut from each side of `second` before it meets `risen`."""
+        return tuple((a - b) // 2 for a, b in zip(self.second, self.risen, strict=True))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Cost of one call of the network.
+
+    Parameters
+    ----------
+    flops : int
+        Multiplications and additions of the convolutions.
+    peak : int
+        Bytes held at once at most: activations, input, output, weights.
+    weights : int
+        Bytes of the weights alone, as often as they are held.
+    fresh : int
+        Bytes of maps too large for the C library to keep; torch gets each from the system anew.
+    """
+
+    flops: int
+    peak: int
+    weights: int
+    fresh: int
+
+
+def levels(config: UNetConfig, shape: Sequence[int]) -> tuple[Level, ...]:
+    """Extents of all maps for an admissible input.
+
+    Raises
+    ------
+    GeometryError
+        If the input is not admissible.
+    """
+    config.geometry.output(shape)
+    down: list[tuple[Shape, Shape, Shape]] = []
+    size = tuple(shape)
+    for level in range(config.depth + 1):
+        first = _after(size, config, level)
+        down.append((size, first, _after(first, config, level)))
+        if level < config.depth:
+            size = tuple(s // p for s, p in zip(down[-1][2], config.pools[level], strict=True))
+    bottom = down[-1][2]
+    found = [Level(*down[-1], bottom, bottom, bottom)]
+    for level in reversed(range(config.depth)):
+        below = found[-1].fourth
+        risen = tuple(s * p for s, p in zip(below, config.pools[level], strict=True))
+        third = _after(risen, config, level)
+        fourth = _after(third, config, level)
+        found.append(Level(*down[level], risen, third, fourth))
+    return tuple(reversed(found))
+
+
+def _after(size: Shape, config: UNetConfig, level: int) -> Shape:
+    """Extent after one convolution; padded ones keep it."""
+    if config.padding == "same":
+        return size
+    return tuple(s - k + 1 for s, k in zip(size, config.kernels[level], strict=True))
+
+
+@lru_cache(maxsize=4096)
+def footprint(
+    config: UNetConfig, shape: Shape, *, predictor: str = "torch", half: bool = False
+) -> Footprint:
+    """Account for one tile.
+
+    Parameters
+    ----------
+    config : UNetConfig
+        Of the network.
+    shape : tuple of int
+        Admissible input of the network, in pixels along each axis.
+    predictor : {"torch", "openvino"}
+        Who runs it.
+    half : bool
+        Whether maps and weights are of two bytes a number instead of four.
+
+    Returns
+    -------
+    Footprint
+    """
+    walk = _Walk(config, shape, 2 if half else 4, predictor)
+    walk.run()
+    packed = _packed(walk.maps) * 17 // 16 if predictor == "openvino" else _allocated(walk.maps)
+    weights = walk.weights()
+    fresh = sum(held.size for held in walk.maps if held.size > _SMALL)
+    return Footprint(walk.flops, packed + weights + _BASE[predictor], weights, fresh)
+
+
+@dataclass
+class _Map:
+    """Bytes held from one moment to another, both included."""
+
+    size: int
+    start: int
+    stop: int = sys.maxsize
+    offset: int = 0
+
+    def meets(self, other: _Map) -> bool:
+        """Whether both are held at some moment."""
+        return self.start <= other.stop and other.start <= self.stop
+
+
+def _allocated(maps: list[_Map]) -> int:
+    """Most bytes at a moment, for maps that are allocated one by one.
+
+    The C library keeps some of what small pieces took for the next ones; larger ones it gives
+    back at once.
+    """
+    most = kept = 0
+    for now in range(len(maps)):
+        held = [one for one in maps if one.start <= now <= one.stop]
+        small = sum(one.size for one in held if one.size <= _SMALL)
+        kept = max(small, min(kept, small + 2 * _SMALL))
+        most = max(most, kept + sum(one.size for one in held if one.size > _SMALL))
+    return most
+
+
+def _packed(maps: list[_Map]) -> int:
+    """Extent of one piece of memory in which all maps have their place.
+
+    The largest is placed first, each as low as the ones that it meets allow: what OpenVINO does.
+    """
+    placed: list[_Map] = []
+    for one in sorted(maps, key=lambda held: -held.size):
+        one.offset = 0
+        for other in sorted((p for p in placed if p.meets(one)), key=lambda held: held.offset):
+            if other.offset >= one.offset + one.size:
+                break
+            one.offset = max(one.offset, other.offset + other.size)
+        placed.append(one)
+    return max(one.offset + one.size for one in placed)
+
+
+class _Walk:
+    """Runs a network in numbers: which maps are held, and what is computed."""
+
+    def __init__(self, config: UNetConfig, shape: Shape, itemsize: int, predictor: str) -> None:
+        self.config, self.itemsize, self.predictor = config, itemsize, predictor
+        self.levels = levels(config, shape)
+        self.maps: list[_Map] = []
+        self.flops = 0
+
+    def weights(self) -> int:
+        """Bytes of the weights where they run.
+
+        torch holds a copy made for inference, and lays one layer at a time out anew as it runs;
+        OpenVINO holds its own layout beside the graph's constants, which are the model's own but
+        for what is folded or taken apart.
+        """
+        config = self.config
+        kernels = list(map(prod, config.kernels))
+        if self.predictor == "openvino":
+            pairs = zip(config.widths, config.up_widths, kernels, strict=False)
+            apart = sum((width + up) * width * kernel for width, up, kernel in pairs)
+            constants = apart if config.norm == "none" else config.n_parameters
+            return config.n_parameters * self.itemsize + 4 * constants
+        largest = max(w * w * kernel for w, kernel in zip(config.widths, kernels, strict=True))
+        return (config.n_parameters + largest) * self.itemsize
+
+    def run(self) -> None:
+        """Follow the forward pass."""
+        config = self.config
+        self.hold(config.in_channels, self.levels[0].entry, 4)
+        held = self.hold(config.in_channels, self.levels[0].entry)
+        inputs, kept = config.in_channels, []
+        for level, at in enumerate(self.levels):
+            width = config.widths[level]
+            first = self.conv(inputs, width, at.first, level)
+            self.free(held)
+            held = self.conv(width, width, at.second, level)
+            self.free(first)
+            if level == config.depth:
+                break
+            skip = self.hold(width, at.risen)
+            pooled = self.hold(width, self.levels[level + 1].entry)
+            self.free(held)
+            if self.predictor == "torch":
+                # OpenVINO keeps the skip itself, and convolves it on the way up.
+                skip = self.replace(skip, self.conv(width, width, at.third, level))
+            kept.append(skip)
+            held, inputs = pooled, width
+        for level in reversed(range(config.depth)):
+            held = self._rise(level, held, kept.pop())
+        logits = self.hold(config.n_classes, self.levels[0].fourth)
+        self.free(held)
+        self.flops += 2 * config.widths[0] * config.n_classes * prod(self.levels[0].fourth)
+        # float32, channels first; and a copy, for what comes after.
+        self.replace(logits, self.hold(config.n_classes, self.levels[0].fourth, 4))
+        self.hold(config.n_classes, self.levels[0].fourth, 4)
+
+    def _rise(self, level: int, below: _Map, kept: _Map) -> _Map:
+        """From one level up to the next; returns its last map."""
+        config, at = self.config, self.levels[level]
+        width, up, source = config.widths[level], config.up_widths[level], config.widths[level + 1]
+        self.flops += 2 * source * up * prod(at.risen)
+        if config.up != "upconv":
+            below = self.replace(below, self.hold(source, at.risen))
+        risen = self.replace(below, self.hold(up, at.risen))
+        added = self.replace(risen, self.conv(up, width, at.third, level))
+        if self.predictor == "torch":
+            kept, added = added, kept
+        else:
+            self.flops += 2 * width * width * prod(config.kernels[level]) * prod(at.third)
+        # One is added to the other in place.
+        self.free(kept)
+        return self.replace(added, self.conv(width, width, at.fourth, level))
+
+    def conv(self, inputs: int, outputs: int, size: Shape, level: int) -> _Map:
+        """Compute a convolution."""
+        self.flops += 2 * inputs * outputs * prod(self.config.kernels[level]) * prod(size)
+        if self.predictor == "torch" and self.config.ndim == 3 and self.itemsize == 4:
+            # Computed in the library's own layout, then brought into ours.
+            own = self.hold(outputs, size)
+            return self.replace(own, self.hold(outputs, size))
+        return self.hold(outputs, size)
+
+    def hold(self, channels: int, size: Shape, itemsize: int = 0) -> _Map:
+        """Allocate a map."""
+        held = _Map(channels * prod(size) * (itemsize or self.itemsize), len(self.maps))
+        self.maps.append(held)
+        return held
+
+    def free(self, held: _Map) -> None:
+        """Let go of a map, after the last that was made."""
+        held.stop = len(self.maps) - 1
+
+    def replace(self, held: _Map, by: _Map) -> _Map:
+        """Let go of a map for another one."""
+        self.free(held)
+        return by

@@ -1,0 +1,55 @@
+"""Who computes the network: one interface, PyTorch as the reference, OpenVINO where it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Pending", "Predictor", "PredictorError", "ShouldStop"]
+
+ShouldStop = Callable[[], bool] | None
+
+
+class PredictorError(Exception):
+    """A predictor cannot run this network here; another one may."""
+
+
+class Pending(Protocol):
+    """Tiles on their way through the network."""
+
+    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
+        """Wait for the logits (B, K, [Z,] Y, X).
+
+        Raises
+        ------
+        Cancelled
+            If `should_stop` said yes; it is asked often, and the work is given up.
+        """
+
+    def drop(self) -> None:
+        """Give the work up."""
+
+
+class Predictor(Protocol):
+    """A network made ready for one device and precision.
+
+    Attributes
+    ----------
+    name : str
+        ``torch`` or ``openvino``.
+    ahead : int
+        Calls worth starting before the result of the last is fetched: 1 where the device works
+        on its own while Python reads and writes, else 0.
+    """
+
+    name: str
+    ahead: int
+
+    def start(self, pixels: NDArray[np.float32]) -> Pending:
+        """Begin with tiles (B, C, [Z,] Y, X) of one shape."""
+
+    def rest(self) -> None:
+        """Give back memory that is only of use to the next tile, if it is much."""

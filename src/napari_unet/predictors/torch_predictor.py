@@ -1,0 +1,140 @@
+"""PyTorch: the reference, on the processor or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_unet.errors import Cancelled
+from napari_unet.predictors import Pending, ShouldStop
+
+__all__ = ["TorchPredictor"]
+
+
+class TorchPredictor:
+    """Run a network with PyTorch.
+
+    Parameters
+    ----------
+    network : callable
+        (B, C, [Z,] Y, X) -> logits. A module is moved to the device and brought to the precision.
+    device : torch.device
+        Where it runs.
+    dtype : torch.dtype
+        Of weights and maps.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.device, self.dtype, self.network = device, dtype, network
+        self.ahead = int(device.type == "cuda")
+        self._staging = _Staging(device) if self.ahead else None
+
+    def start(self, pixels: NDArray[np.float32]) -> Pending:
+        """Begin with tiles (B, C, [Z,] Y, X)."""
+        if self._staging is not None:
+            return _OnGpu(self, self._staging, pixels)
+        return _OnDemand(self, pixels)
+
+    def rest(self) -> None:
+        """Nothing is held between tiles."""
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor, should_stop: ShouldStop = None) -> Tensor:
+        """Tiles on the device through the network: float32 logits, channels first in memory."""
+        layout = torch.channels_last if pixels.ndim == 4 else torch.channels_last_3d
+        given = pixels.to(dtype=self.dtype).contiguous(memory_format=layout)
+        del pixels
+        with _interruptible(self.network, should_stop):
+            return self.network(given).float().contiguous()
+
+
+class _OnDemand:
+    """The device waits for Python (processor, MPS): compute when the result is asked for."""
+
+    def __init__(self, predictor: TorchPredictor, pixels: NDArray[np.float32]) -> None:
+        self._predictor, self._pixels = predictor, pixels
+
+    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
+        """Compute."""
+        given = torch.from_numpy(self._pixels).to(self._predictor.device)
+        logits: NDArray[np.float32] = self._predictor.forward(given, should_stop).cpu().numpy()
+        return logits
+
+    def drop(self) -> None:
+        """Nothing has begun."""
+
+
+class _Staging:
+    """A stream for the way to the GPU, and one for the way back, beside the one that computes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.up, self.down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+
+class _OnGpu:
+    """Queued on the GPU: pixels go up, are computed and come back while Python does other work.
+
+    Page-locked memory is what lets the copies run beside the computing.
+    """
+
+    def __init__(
+        self, predictor: TorchPredictor, staging: _Staging, pixels: NDArray[np.float32]
+    ) -> None:
+        device = predictor.device
+        compute = torch.cuda.current_stream(device)
+        self._pinned = torch.from_numpy(pixels).pin_memory()
+        with torch.cuda.stream(staging.up):
+            given = self._pinned.to(device, non_blocking=True)
+        compute.wait_stream(staging.up)
+        given.record_stream(compute)
+        logits = predictor.forward(given)
+        staging.down.wait_stream(compute)
+        self._logits = torch.empty(logits.shape, dtype=torch.float32, pin_memory=True)
+        with torch.cuda.stream(staging.down):
+            self._logits.copy_(logits, non_blocking=True)
+            logits.record_stream(staging.down)
+            self._done = torch.cuda.Event()
+            self._done.record(staging.down)
+
+    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
+        """Wait for the copy back; what is queued on a GPU cannot be taken back."""
+        if should_stop is not None and should_stop():
+            raise Cancelled("Stopped.")
+        self._done.synchronize()
+        return self._logits.numpy()
+
+    def drop(self) -> None:
+        """Wait until the GPU no longer uses the buffers."""
+        self._done.synchronize()
+
+
+@contextmanager
+def _interruptible(network: Callable[[Tensor], Tensor], should_stop: ShouldStop) -> Iterator[None]:
+    """Ask before every layer whether to go on: a tile of a large network takes many seconds."""
+    if should_stop is None or not isinstance(network, nn.Module):
+        if should_stop is not None and should_stop():
+            raise Cancelled("Stopped.")
+        yield
+        return
+
+    def check(_module: nn.Module, _inputs: tuple[Any, ...]) -> None:
+        if should_stop():
+            raise Cancelled("Stopped.")
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_pre_hook(check) for leaf in leaves]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

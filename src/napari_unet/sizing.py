@@ -1,0 +1,128 @@
+"""Which tile: the shape that computes an image in the least time, within so many bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, prod
+
+from napari_unet.config import UNetConfig
+from napari_unet.footprint import footprint
+from napari_unet.geometry import AxisGeometry
+
+__all__ = ["Sizing", "choose_tile"]
+
+# Of tiles that cost about the same the smallest is taken: results and a stop come sooner.
+_ABOUT_THE_SAME = 1.02
+# Per call, and per byte of maps so large that torch has them from the system anew each time.
+_CALL_SECONDS, _FRESH_SECONDS = 0.002, 2.5e-10
+_PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """A choice.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Admissible input of the network.
+    flops : int
+        Operations of all tiles together.
+    peak : int
+        Bytes that one takes.
+    fits : bool
+        Whether that is within the budget; if not, it is the smallest tile there is.
+    """
+
+    shape: tuple[int, ...]
+    flops: int
+    peak: int
+    fits: bool
+
+
+def choose_tile(
+    config: UNetConfig,
+    extent: Sequence[int],
+    budget: int,
+    *,
+    engine: str = "torch",
+    half: bool = False,
+    speed: float = 1e11,
+) -> Sizing:
+    """Choose the tile of least time for an image.
+
+    Parameters
+    ----------
+    config : UNetConfig
+        Of the network.
+    extent : sequence of int
+        What is to be written along each axis, in pixels, from a multiple of the stride.
+    budget : int
+        Bytes that the network may take, with everything that a tile needs.
+    engine : {"torch", "openvino"}
+        Who computes.
+    half : bool
+        Whether numbers are of two bytes.
+    speed : float
+        Operations per second.
+    """
+    found: list[tuple[float, int, Sizing]] = []
+    for steps in product(*map(_steps, config.geometry.axes, extent)):
+        shape = config.geometry.size_for(steps)
+        if config.widths[0] * prod(shape) * (2 if half else 4) > budget:
+            continue  # not even one map would fit
+        peak = tile_bytes(config, shape, engine, half)
+        if peak > budget:
+            continue
+        cost = footprint(config, shape, predictor=engine, half=half)
+        each = cost.flops / speed + _CALL_SECONDS
+        if engine == "torch":
+            each += cost.fresh * _FRESH_SECONDS
+        calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
+        sizing = Sizing(shape, calls * cost.flops, peak, fits=True)
+        found.append((calls * each, cost.flops, sizing))
+    if found:
+        least = min(seconds for seconds, *_ in found)
+        near = (one for one in found if one[0] <= _ABOUT_THE_SAME * least)
+        return min(near, key=lambda one: one[1])[2]
+    return _smallest(config, extent, budget, engine, half)
+
+
+def _smallest(
+    config: UNetConfig, extent: Sequence[int], budget: int, engine: str, half: bool
+) -> Sizing:
+    """Halve the tile, at whatever cost in time, until it fits."""
+    geometry = config.geometry
+    steps = [min(_steps(*pair)) for pair in zip(geometry.axes, extent, strict=True)]
+    while True:
+        shape = geometry.size_for(steps)
+        peak = tile_bytes(config, shape, engine, half)
+        reducible = [i for i, s in enumerate(steps) if s > geometry.stride[i]]
+        if peak <= budget or not reducible:
+            calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
+            flops = calls * footprint(config, shape, predictor=engine, half=half).flops
+            return Sizing(shape, flops, peak, fits=peak <= budget)
+        largest = max(reducible, key=lambda axis: steps[axis])
+        stride = geometry.stride[largest]
+        steps[largest] = ceil(steps[largest] // stride / 2) * stride
+
+
+def tile_bytes(config: UNetConfig, shape: tuple[int, ...], engine: str, half: bool) -> int:
+    """Bytes that a tile takes in all: in the network, and as probabilities after it."""
+    written = prod(config.geometry.step(shape))
+    after = 12 * max(config.n_classes, 2) * written
+    return footprint(config, shape, predictor=engine, half=half).peak + after
+
+
+def _steps(axis: AxisGeometry, extent: int) -> list[int]:
+    """What a tile may write along an axis: even shares of the image, none much below the halo."""
+    found: list[int] = []
+    for parts in _PARTS:
+        step = ceil(ceil(extent / parts) / axis.stride) * axis.stride
+        if found and step < max(axis.halo, axis.stride):
+            break
+        if step not in found:
+            found.append(step)
+    return found

@@ -1,0 +1,111 @@
+"""Predictors: whoever computes, in whatever precision, it is the same network."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import random_network
+from numpy.typing import NDArray
+
+from napari_unet.config import UNetConfig
+from napari_unet.errors import Cancelled
+from napari_unet.model import UNet
+from napari_unet.predictors import Predictor
+from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
+from napari_unet.predictors.torch_predictor import TorchPredictor
+
+CPU = torch.device("cpu")
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"norm": "batch", "concat": "up-skip"},
+    {"norm": "batch", "norm_order": "act-norm", "slope": 0.1},
+    {"norm": "batch", "up_norm": True, "up_activation": True, "norm_order": "act-norm"},
+    {"up": "nearest", "pools": ((3, 2), (2, 4))},
+    {"padding": "same", "norm": "batch", "norm_order": "act-norm"},
+    {"padding": "same", "ndim": 3, "widths": (4, 6), "concat": "up-skip"},
+    {"up": "linear", "kernels": ((5, 3), (3, 1), (3, 3)), "pools": ((3, 2), (2, 4))},
+    {"widths": (4, 12, 6), "up_widths": (3, 5), "in_channels": 3, "n_classes": 1},
+    {"widths": (4,)},
+    {"ndim": 3, "widths": (4, 6), "up": "linear", "norm": "batch", "up_norm": True},
+    {"ndim": 3, "widths": (4, 6), "up": "nearest"},
+    {"ndim": 3, "kernels": ((1, 3, 3), (3, 3, 3), (3, 3, 3)), "pools": ((1, 2, 2), (2, 2, 2))},
+]
+
+
+def network_of(settings: dict[str, Any]) -> UNet:
+    return random_network(UNetConfig(**{"widths": (4, 8, 8), "n_classes": 3, **settings}))
+
+
+def pixels_for(config: UNetConfig, batch: int = 2) -> NDArray[np.float32]:
+    size = config.geometry.size_for([2 * stride for stride in config.geometry.stride])
+    shape = (batch, config.in_channels, *size)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def predictor_of(name: str, network: UNet, *, half: bool) -> Predictor:
+    lean = LeanUNet(network)
+    if name == "openvino":
+        return OpenVinoPredictor(lean, half=half)
+    dtype = torch.bfloat16 if half else torch.float32
+    return TorchPredictor(lean.to(dtype=dtype), CPU, dtype)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("settings", CONFIGS)
+def test_every_predictor_computes_the_readable_network(
+    settings: dict[str, Any], name: str, half: bool
+) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    network = network_of(settings)
+    pixels = pixels_for(network.config)
+    with torch.inference_mode():
+        wanted = network(torch.from_numpy(pixels)).numpy()
+    predictor = predictor_of(name, network, half=half)
+    found = predictor.start(pixels).result(None)
+    scale = np.abs(wanted).max()
+    assert found.dtype == np.float32
+    assert np.abs(found - wanted).max() <= (0.05 if half else 1e-5) * scale
+    predictor.rest()
+    # The next call writes neither into this result nor anything else than the same numbers.
+    again = predictor.start(pixels).result(lambda: False)
+    assert np.array_equal(found, again)
+    assert not np.shares_memory(found, again)
+    shifted = pixels[:1, :, *[slice(stride, None) for stride in network.config.geometry.stride]]
+    other = predictor.start(np.ascontiguousarray(shifted)).result(None)
+    assert other.shape[1] == wanted.shape[1]
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    network = random_network(UNetConfig(widths=(24, 32)))
+    pixels = np.zeros((1, 1, 1020, 1020), np.float32)
+    predictor = predictor_of(name, network, half=False)
+    whole = predictor.start(pixels).result(None)
+    asked = itertools.count()
+    with pytest.raises(Cancelled):
+        predictor.start(pixels).result(lambda: next(asked) >= 1)
+    predictor.start(pixels).drop()
+    assert np.array_equal(predictor.start(pixels).result(None), whole)
+
+
+def test_the_lean_network_leaves_the_models_own() -> None:
+    """Whatever its copy is brought to; without batch norm, weights are held once."""
+    for settings in ({}, {"norm": "batch"}):
+        network = network_of(settings)
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        lean = LeanUNet(network)
+        shared = lean.head.weight.data_ptr() == network.head.weight.data_ptr()
+        assert shared == (not settings)
+        lean.to(dtype=torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        after = network.state_dict()
+        assert all(torch.equal(before[key], value) for key, value in after.items())
+        assert all(value.dtype == before[key].dtype for key, value in after.items())

@@ -1,0 +1,181 @@
+"""The planner: the least time within the bytes that it may take."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import random_model
+
+from napari_unet import devices, speed
+from napari_unet.config import UNetConfig
+from napari_unet.devices import free_memory, memory_budget
+from napari_unet.errors import OptionError
+from napari_unet.options import Options
+from napari_unet.plan import plan_job
+from napari_unet.predictors.openvino_predictor import have_openvino
+from napari_unet.sizing import choose_tile, tile_bytes
+from napari_unet.speed import choose_engine
+
+CPU = torch.device("cpu")
+CONFIGS = [
+    UNetConfig(),
+    UNetConfig(widths=(16, 32, 64, 128), n_classes=3),
+    UNetConfig(widths=(8, 16), up="linear"),
+    UNetConfig(widths=(4,)),
+    UNetConfig(widths=(16, 32, 64), ndim=3, pools=((1, 2, 2), (2, 2, 2))),
+]
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_the_tile_is_admissible_fits_and_is_worth_its_memory(data: st.DataObject) -> None:
+    config = data.draw(st.sampled_from(CONFIGS))
+    extents = st.integers(1, 5000) if config.ndim == 2 else st.integers(1, 200)
+    extent = data.draw(st.tuples(*[extents] * config.ndim))
+    budget = data.draw(st.integers(20, 34).map(lambda power: 1 << power))
+    engine, half = data.draw(st.sampled_from(["torch", "openvino"])), data.draw(st.booleans())
+    found = choose_tile(config, extent, budget, engine=engine, half=half)
+    config.geometry.output(found.shape)
+    assert min(config.geometry.step(found.shape)) >= 1
+    assert found.peak == tile_bytes(config, found.shape, engine, half)
+    assert found.fits == (found.peak <= budget)
+    smallest = config.geometry.size_for(config.geometry.stride)
+    assert found.fits or found.shape == smallest
+    # Nothing is read beyond what the image needs.
+    needed = config.geometry.size_for(
+        [e + s for e, s in zip(extent, config.geometry.stride, strict=True)]
+    )
+    assert all(have <= most for have, most in zip(found.shape, needed, strict=True))
+    # More memory never costs time, but for what is about the same.
+    more = choose_tile(config, extent, 4 * budget, engine=engine, half=half)
+    assert more.flops <= 1.05 * found.flops + 1e9
+
+
+def test_tiles_need_not_be_square() -> None:
+    config = UNetConfig()
+    tight = choose_tile(config, (2048, 2048), 2 << 30, engine="openvino", speed=2e11)
+    square = choose_tile(config, (2048, 2048), 1 << 40, engine="openvino", speed=2e11)
+    assert tight.shape[0] != tight.shape[1]
+    assert tight.flops <= 1.06 * square.flops
+    strip = choose_tile(config, (300, 6000), 2 << 30)
+    assert strip.shape[0] < strip.shape[1]
+
+
+def test_the_papers_network_in_two_gibibytes_costs_about_what_one_pass_does() -> None:
+    config = UNetConfig()
+    whole = choose_tile(config, (2048, 2048), 1 << 40)
+    for half in (False, True):
+        found = choose_tile(config, (2048, 2048), 2 << 30, engine="openvino", half=half)
+        assert found.flops <= 1.1 * whole.flops
+
+
+def test_a_budget_is_kept_by_the_plan_and_one_too_small_is_told() -> None:
+    model = random_model(widths=(8, 16))
+    image = np.zeros((3000, 3000), np.uint8)
+    large = plan_job(image, model, Options(memory=1 << 30, engine="torch"))
+    small = plan_job(image, model, Options(memory=150 << 20, engine="torch"))
+    assert prod(small.plan.tile_shape) < prod(large.plan.tile_shape)
+    assert small.remarks == large.remarks == ()
+    none = plan_job(image, model, Options(memory=1000, engine="torch"))
+    assert "more than there is for it" in none.remarks[0]
+    with pytest.raises(OptionError, match="memory must be a whole number"):
+        Options(memory=0)
+
+
+def test_a_budget_of_its_own_is_a_share_of_what_is_free() -> None:
+    assert 0 < memory_budget(CPU) <= free_memory(CPU)
+    devices._learned.clear()
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No measurement yet, and none that lasts."""
+    monkeypatch.setattr(speed, "_cache_file", lambda: tmp_path / "cache" / "speed.json")
+    speed.operations_per_second.cache_clear()
+    yield tmp_path / "cache" / "speed.json"
+    speed.operations_per_second.cache_clear()
+
+
+def test_a_measurement_is_made_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, bool]] = []
+
+    def measured(engine: str, half: bool) -> tuple[float, bool]:
+        calls.append((engine, half))
+        return 1e11, not half
+
+    monkeypatch.setattr(speed, "_measured", measured)
+    for half in (False, True):
+        speed.operations_per_second.cache_clear()
+        assert speed.operations_per_second("torch", half=half) == 1e11
+        speed.operations_per_second.cache_clear()
+        assert speed.operations_per_second("torch", half=half) == 1e11
+    # One that no second run agreed with is not kept beyond the process.
+    assert calls == [("torch", False), ("torch", True), ("torch", True)]
+    assert list(json.loads(fresh.read_text()).values()) == [{"torch, float32": 1e11}]
+    fresh.write_text("damaged")
+    speed.operations_per_second.cache_clear()
+    assert speed.operations_per_second("torch") == 1e11
+
+
+def test_the_probe_measures_something_in_well_under_a_second(fresh: Path) -> None:
+    found, _ = speed._measured("torch", False)
+    assert 1e7 < found < 1e14
+
+
+@pytest.mark.parametrize(
+    ("speeds", "flops", "wanted"),
+    [
+        # OpenVINO's second of preparation pays only for a long job.
+        ({"torch": (1e11, 0), "openvino": (2e11, 0)}, 1e12, ("openvino", torch.float32)),
+        ({"torch": (1e11, 0), "openvino": (1.01e11, 0)}, 3e10, ("torch", torch.float32)),
+        ({"torch": (1e11, 2e11), "openvino": (1e11, 4e11)}, 1e13, ("openvino", torch.bfloat16)),
+        # Precision is not given up for a few per cent.
+        ({"torch": (1e11, 1.1e11), "openvino": (0, 0)}, 1e13, ("torch", torch.float32)),
+    ],
+)
+def test_automatic_takes_what_is_done_first(
+    monkeypatch: pytest.MonkeyPatch, speeds: Any, flops: float, wanted: Any
+) -> None:
+    monkeypatch.setattr(
+        speed, "operations_per_second", lambda engine, *, half=False: float(speeds[engine][half])
+    )
+    monkeypatch.setattr(speed, "have_openvino", lambda: True)
+    way = choose_engine(UNetConfig(widths=(4, 8)), flops, CPU, "auto", "auto")
+    assert (way.engine, way.dtype) == wanted
+    exact = choose_engine(UNetConfig(widths=(4, 8)), flops, CPU, "auto", "float32")
+    assert exact.dtype == torch.float32
+    forced = choose_engine(UNetConfig(widths=(4, 8)), flops, CPU, "torch", "bfloat16")
+    assert (forced.engine, forced.dtype) == ("torch", torch.bfloat16)
+
+
+def test_an_engine_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "have_openvino", lambda: False)
+    with pytest.raises(OptionError, match="pip install openvino"):
+        choose_engine(UNetConfig(), 1e9, CPU, "openvino", "auto")
+    with pytest.raises(OptionError, match="OpenVINO runs on the processor"):
+        choose_engine(UNetConfig(), 1e9, torch.device("meta"), "openvino", "float32")
+    assert choose_engine(UNetConfig(), 1e9, CPU, "auto", "auto").engine == "torch"
+    with pytest.raises(OptionError, match="engine must be one of"):
+        Options(engine="tensorrt")
+
+
+@pytest.mark.skipif(not have_openvino(), reason="OpenVINO is not installed")
+def test_where_openvino_cannot_be_loaded_torch_runs_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from napari_unet.engine import Prepared, Runtime
+    from napari_unet.predictors.torch_predictor import TorchPredictor
+
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    ready = Prepared(random_model().network, Runtime(CPU, torch.float32, "openvino"))
+    assert isinstance(ready.predictor, TorchPredictor)
+    assert ready.runtime.engine == "torch"
+    assert ready.remarks[0].endswith("PyTorch runs instead.")
