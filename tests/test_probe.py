@@ -221,6 +221,39 @@ def test_a_beam_finds_what_the_full_search_finds(
     assert found.best == full.best
 
 
+@pytest.mark.parametrize("kind", ["volume", "colour", "five classes"])
+def test_volumes_colours_and_many_classes(tmp_path: Path, kind: str) -> None:
+    """A network that hands its image through the skip connection to one class."""
+    ndim, channels = 3 if kind == "volume" else 2, 3 if kind == "colour" else 1
+    classes, shown = (5, 3) if kind == "five classes" else (2, 0)
+    network = UNet(UNetConfig(channels, classes, widths=(2, 2), ndim=ndim, concat="up-skip"))
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.zero_()
+            if name.endswith("weight") and tensor.shape[-1] == 3:
+                # Of the concatenated maps, the first two come from below and are empty.
+                place = 2 if name.startswith("merge") and tensor.shape[1] == 4 else 0
+                tensor[0, place, *[1] * ndim] = 1
+        network.head.weight[shown, 0], network.head.bias[shown] = 40, -20
+        if classes == 5:
+            network.head.bias[4] = 5  # the background
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    shape = (24, 72, 72) if ndim == 3 else (120, 120)
+    labels = np.zeros(shape, np.uint8)
+    for number, corner in enumerate(np.ndindex(*[extent // 24 for extent in shape])):
+        labels[tuple(slice(24 * c + 4, 24 * c + 18) for c in corner)] = number + 1
+    image = (labels > 0).astype(np.float32)
+    if channels == 3:
+        blank = np.zeros_like(image)
+        image = np.stack([image, blank, blank], -1)
+    known = {**KNOWN, "normalisation": "none", "shift": "0"}
+    found = probe(tmp_path / "w.pt", image, labels, assume=known)
+    assert found.best is not None, found.sentence
+    assert found.best["order"] == "up-skip", found.sentence
+    assert found.best["foreground"] == str(shown), found.sentence
+    assert found.candidates[0].score > 0.9
+
+
 def test_what_is_given_is_kept(trained: Trained) -> None:
     path, _ = trained["against"]
     given = {**KNOWN, "order": "skip-up", "normalisation": "min-max", "shift": -0.5}

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _DESCRIPTION = """\
 Run a checkpoint of other software in every way that its file leaves open over a part of an
 annotated picture, and say which way finds what is annotated: order of the concatenation,
-activations, input normalisation (percentile, min-max, mean-std, dtype-range or none), which class is
-the foreground. LABELS has 0 for background and numbers above 0 for objects.
+activations, input normalisation (percentile, min-max, mean-std, dtype-range or none), which class
+is the foreground. LABELS has 0 for background and numbers above 0 for objects.
 
 Where no answer is clearly better than the others, it says so and chooses nothing; the exit status
 is 0 then, too. The score is 1 where the network is sure and right everywhere, 0 for a coin toss.
