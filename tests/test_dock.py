@@ -270,12 +270,15 @@ def test_choices_reach_the_core(dock: UNetDock, qtbot: Any) -> None:
     controls = dock.controls
     controls.threshold.value, controls.min_size.value = 0.3, 65
     controls.fill_holes.value, controls.tile_size.value = False, 40
+    controls.memory.value, controls.engine.value = 1.5, "torch"
     layer = result_of(dock, qtbot)
     report = layer.metadata[METADATA_KEY]
     assert report["settings"]["threshold"] == pytest.approx(0.3)
     assert report["settings"]["min_size"] == 65
     assert report["settings"]["fill_holes"] is False
+    assert report["settings"]["memory"] == 3 << 29
     assert report["tile_size"] == [40, 40]
+    assert report["engine"] == "torch"
     assert report["objects"] == 0
     assert dock.controls.answer.text().startswith("No objects found in ")
 
@@ -285,16 +288,22 @@ def test_settings_survive(dock: UNetDock, qtbot: Any, tmp_path: Path) -> None:
     dock.open_model(str(bright_model(tmp_path, "later")))
     dock.controls.output.value = "classes"
     dock.controls.tile_size.value = 256
+    dock.controls.memory.value = 2.5
+    dock.controls.engine.value = "torch"
     dock.controls.keep_tiles.value = True
     result_of(dock, qtbot)
     again = UNetDock(dock.viewer)
     qtbot.addWidget(again)
     assert again.controls.output.value == "classes"
     assert again.controls.tile_size.value == 256
+    assert again.controls.memory.value == 2.5
+    assert again.controls.engine.value == "torch"
     assert again.controls.keep_tiles.value is True
     assert again.controls.model.native.currentText() == "later"
     stored = (tmp_path / "config" / "napari-valid-unet.yaml").read_text()
     assert "tile_size: 256" in stored
+    assert "memory: 2.5" in stored
+    assert "engine: torch" in stored
     again._let_go()
 
 
@@ -304,6 +313,24 @@ def test_preferences_and_dock_show_the_same(dock: UNetDock) -> None:
     assert dock.controls.precision.value == "bfloat16"
     dock.controls.device.value = "cpu"
     assert group.device == "cpu"
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_openvino_is_offered_where_it_is_installed(
+    dock: UNetDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    get_plugin_settings("napari-valid-unet").segmentation.engine = "openvino"
+    monkeypatch.setattr(
+        "napari_unet._napari.controls.find_spec", lambda _: object() if installed else None
+    )
+    again = UNetDock(dock.viewer)
+    qtbot.addWidget(again)
+    engine = again.controls.engine
+    assert engine.choices == ("auto", "torch", "openvino")[: 2 + installed]
+    assert engine.value == ("openvino" if installed else "auto")
+    assert engine.native.itemText(1) == "PyTorch"
+    assert again.controls.memory.native.text() == "automatic"
+    again._let_go()
 
 
 def test_a_model_that_is_gone_is_not_offered(dock: UNetDock, qtbot: Any, tmp_path: Path) -> None:
@@ -336,7 +363,8 @@ def test_every_control_explains_itself(dock: UNetDock) -> None:
     controls = dock.controls
     for name in (
         "image", "level", "model", "output", "probabilities", "region", "device", "precision",
-        "tile_size", "threshold", "min_size", "fill_holes", "rescale", "keep_tiles",
+        "engine", "memory", "tile_size", "threshold", "min_size", "fill_holes", "rescale",
+        "keep_tiles",
     ):  # fmt: skip
         tip = getattr(controls, name).tooltip
         assert "Default: " in tip, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from napari.layers import Labels
 from napari.utils.progress import progress
 from qtpy.QtCore import Qt, QTimer
 
+from napari_unet import devices
 from napari_unet._napari.dock import UNetDock
 from napari_unet._napari.results import METADATA_KEY
+from napari_unet.predictors.torch_predictor import TorchPredictor
 
 __all__ = ["dock", "fresh_settings", "held"]  # fixtures
 
@@ -62,6 +65,48 @@ def test_what_is_shown(begun: UNetDock, held: Held, qtbot: Any) -> None:
     assert controls.form.isEnabled()
     assert controls.bar.native.isHidden()
     assert not [bar for bar in progress._all_instances if bar.desc.startswith("cells")]
+
+
+@pytest.fixture
+def scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Memory runs out on tiles of more than 40 x 40 pixels."""
+    forward = TorchPredictor.forward
+
+    def less(self: TorchPredictor, pixels: Any, should_stop: Any = None) -> Any:
+        if pixels[0, 0].numel() > 40 * 40:
+            raise MemoryError
+        return forward(self, pixels, should_stop)
+
+    monkeypatch.setattr(TorchPredictor, "forward", less)
+    yield
+    devices._learned.clear()
+
+
+@pytest.mark.usefixtures("scarce")
+def test_memory_that_runs_out_is_told_and_no_failure(dock: UNetDock, qtbot: Any) -> None:
+    dock.controls.engine.value, dock.controls.precision.value = "torch", "float32"
+    dock.viewer.add_image(bright_squares(), name="cells")
+    told: list[str] = []
+    show = dock.session._show
+    dock.session._show = lambda *now: (told.append(now[2]), show(*now))
+    dock.segment()
+    words = finish(dock, qtbot)
+    (labels,) = labels_of(dock)
+    remarks = labels.metadata[METADATA_KEY]["remarks"]
+    assert len(remarks) > 1
+    assert all(remark.startswith("Memory ran out on cpu with tiles of ") for remark in remarks)
+    assert told[0] == "loading PyTorch and the model"
+    assert told[-1] == f"finding the objects\n{remarks[-1]}"
+    assert words.startswith("24 objects in ")
+    assert words.endswith(f" on the CPU (float32). {remarks[-1]}")
+    assert dock.controls.answer.toolTip() == "\n".join(remarks)
+    assert not dock.controls.answer.property("warning")
+    assert not dock.failed
+    assert notified(dock) == []
+    np.testing.assert_array_equal(labels.data > 0, bright_squares() > 0.5)
+    # What a later run has to say is its own.
+    dock.controls.show_answer("")
+    assert dock.controls.answer.toolTip() == ""
 
 
 def test_what_is_on_screen_comes_first(dock: UNetDock, held: Held, qtbot: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from itertools import pairwise, zip_longest
 from typing import Any, cast
 
@@ -120,8 +121,23 @@ class Controls(QWidget):
         )
         self.precision = combo_box(
             list(PRECISIONS),
-            "Numbers the network computes with. auto: bfloat16 on a GPU that has it, else "
+            "Numbers the network computes with. auto: bfloat16 where it is faster here, else "
             "float32. Default: auto.",
+        )
+        engines = [("automatic", "auto"), ("PyTorch", "torch"), ("OpenVINO", "openvino")]
+        self.engine = combo_box(
+            engines if find_spec("openvino") else engines[:2],
+            "Who computes. automatic: on the CPU whoever is done first, PyTorch or, where it is "
+            "installed, OpenVINO; on a GPU PyTorch. Default: automatic.",
+        )
+        self.memory = FloatSpinBox(
+            value=0,
+            min=0,
+            max=4096,
+            step=0.5,
+            tooltip="The most that a run may take, in GiB, of the GPU's memory or of RAM: tiles "
+            "are chosen to fit. Less is slower; the result is the same. Default: automatic, a "
+            "safe share of what is free.",
         )
         self.tile_size = whole_number(
             0,
@@ -157,7 +173,8 @@ class Controls(QWidget):
             text="keep tiles on cancel",
             tooltip="After Cancel, make a result of the tiles that were finished. Default: off.",
         )
-        cast("QDoubleSpinBox", self.tile_size.native).setSpecialValueText("automatic")
+        for box in (self.memory, self.tile_size):
+            cast("QDoubleSpinBox", box.native).setSpecialValueText("automatic")
 
     def _make_answers(self) -> None:
         self.button = PushButton(text="Segment")
@@ -189,17 +206,25 @@ class Controls(QWidget):
 
         self.advanced = QWidget()
         deep = form_in(self.advanced)
-        deep.addRow("Device", self.device.native)
-        deep.addRow("Precision", self.precision.native)
-        deep.addRow("Tile size (px)", self.tile_size.native)
-        deep.addRow("Threshold", self.threshold.native)
-        deep.addRow("Min. size (px)", self.min_size.native)
-        for box in (self.fill_holes, self.rescale, self.keep_tiles):
-            deep.addRow(box.native)
+        titles = {
+            "Device": self.device,
+            "Precision": self.precision,
+            "Engine": self.engine,
+            "Memory (GiB)": self.memory,
+            "Tile size (px)": self.tile_size,
+            "Threshold": self.threshold,
+            "Min. size (px)": self.min_size,
+        }
+        ticks = (self.fill_holes, self.rescale, self.keep_tiles)
+        for title, box in titles.items():
+            deep.addRow(title, box.native)
+        for tick in ticks:
+            deep.addRow(tick.native)
+        self._deep: list[QWidget] = [box.native for box in (*titles.values(), *ticks)]
         self.more = folding_button(
             self.advanced,
             lambda open_: "▾ Advanced" if open_ else "▸ Advanced",
-            "Device, precision, tiles, threshold and sizes.",
+            "Device, precision, memory, tiles, threshold and sizes.",
         )
         form.addRow(self.more)
         form.addRow(self.advanced)
@@ -225,23 +250,11 @@ class Controls(QWidget):
             *cast("QWidget", self.output.native).findChildren(QWidget),
             *(box.native for box in (self.probabilities, self.region)),
             self.more,
-            *(box.native for box in self._advanced_boxes()),
+            *self._deep,
             self.button.native,
         ]
         for before, after in pairwise(chain):
             QWidget.setTabOrder(before, after)
-
-    def _advanced_boxes(self) -> Iterable[Any]:
-        return (
-            self.device,
-            self.precision,
-            self.tile_size,
-            self.threshold,
-            self.min_size,
-            self.fill_holes,
-            self.rescale,
-            self.keep_tiles,
-        )
 
     def choices(self) -> Choices:
         """State of the controls."""
@@ -252,6 +265,8 @@ class Controls(QWidget):
             region=str(self.region.value),
             device=str(self.device.value),
             precision=str(self.precision.value),
+            engine=str(self.engine.value),
+            memory=float(self.memory.value),
             tile_size=int(self.tile_size.value),
             threshold=None if threshold == _MODEL_THRESHOLD else float(threshold),
             min_size=None if min_size == _MODEL_SIZE else int(min_size),
@@ -262,14 +277,11 @@ class Controls(QWidget):
 
     def show_saved(self, saved: Saved) -> None:
         """Set the controls that survive a restart."""
-        self.output.value = saved.output
-        self.probabilities.value = saved.keep_probabilities
-        self.device.value = saved.device
-        self.precision.value = saved.precision
-        self.tile_size.value = saved.tile_size
-        self.fill_holes.value = saved.fill_holes
-        self.rescale.value = saved.rescale
-        self.keep_tiles.value = saved.keep_tiles
+        for name, box in self._kept().items():
+            value = getattr(saved, name)
+            # OpenVINO may have been uninstalled since.
+            gone = box is self.engine and value not in self.engine.choices
+            box.value = "auto" if gone else value
 
     def show_defaults(self, settings: Mapping[str, float]) -> None:
         """Return to the model's own threshold and size, and say what they are."""
@@ -278,34 +290,29 @@ class Controls(QWidget):
         cast("QDoubleSpinBox", self.threshold.native).setSpecialValueText(f"{threshold:g} (model)")
         cast("QDoubleSpinBox", self.min_size.native).setSpecialValueText(f"{min_size} (model)")
 
+    def _kept(self) -> dict[str, Any]:
+        """Give the widgets that survive a restart, by their names in `Saved`."""
+        return {
+            "output": self.output,
+            "keep_probabilities": self.probabilities,
+            "device": self.device,
+            "precision": self.precision,
+            "engine": self.engine,
+            "memory": self.memory,
+            "tile_size": self.tile_size,
+            "fill_holes": self.fill_holes,
+            "rescale": self.rescale,
+            "keep_tiles": self.keep_tiles,
+        }
+
     def saved_boxes(self) -> tuple[Any, ...]:
         """Widgets whose change is stored, or changes what is said about the image."""
-        return (
-            self.output,
-            self.probabilities,
-            self.region,
-            self.device,
-            self.precision,
-            self.tile_size,
-            self.fill_holes,
-            self.rescale,
-            self.keep_tiles,
-        )
+        return (*self._kept().values(), self.region)
 
     def saved(self, model: str) -> Saved:
         """State of the controls that survives a restart."""
         chosen = self.choices()
-        return Saved(
-            model=model,
-            output=chosen.output,
-            keep_probabilities=chosen.keep_probabilities,
-            device=chosen.device,
-            precision=chosen.precision,
-            tile_size=chosen.tile_size,
-            fill_holes=chosen.fill_holes,
-            rescale=chosen.rescale,
-            keep_tiles=chosen.keep_tiles,
-        )
+        return Saved(model, **{name: getattr(chosen, name) for name in self._kept()})
 
     def show_model(self, opened: Opened | None, tip: str, changed: str) -> None:
         """Say what the model is, what differs from its own program, and what is assumed of it."""
@@ -352,9 +359,10 @@ class Controls(QWidget):
                 line.setText(notice.text)
                 mark(line, warning=notice.kind != "note")
 
-    def show_answer(self, text: str, *, failed: bool = False) -> None:
-        """Say what happened, or what went wrong."""
+    def show_answer(self, text: str, *, failed: bool = False, tip: str = "") -> None:
+        """Say what happened, or what went wrong; more of it in a tooltip."""
         self.answer.setText(text)
+        self.answer.setToolTip(tip)
         self.answer.setVisible(bool(text))
         mark(self.answer, warning=failed)
 

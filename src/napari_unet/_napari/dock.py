@@ -285,13 +285,13 @@ class UNetDock(QWidget):
             card,
         )
 
-    def _on_ended(self, words: str, failed: bool) -> None:
+    def _on_ended(self, words: str, failed: bool, tip: str = "") -> None:
         self._escape.setEnabled(False)
         self.controls.show_running(False)
         if failed:
             self.fail(words)
         else:
-            self.controls.show_answer(words)
+            self.controls.show_answer(words, tip=tip)
 
     # --- what Qt tells --------------------------------------------------------------------------
 

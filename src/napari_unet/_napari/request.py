@@ -42,8 +42,10 @@ class Choices:
         Whether probabilities are shown as well.
     region : str
         One of `napari_unet._napari.region.REGIONS`.
-    device, precision : str
+    device, precision, engine : str
         As the core takes them.
+    memory : float
+        GiB; 0 leaves it to the core.
     tile_size : int
         Pixels; 0 leaves it to the core.
     threshold : float, optional
@@ -61,6 +63,8 @@ class Choices:
     region: str = WHOLE
     device: str = "auto"
     precision: str = "auto"
+    engine: str = "auto"
+    memory: float = 0.0
     tile_size: int = 0
     threshold: float | None = None
     min_size: int | None = None
@@ -212,6 +216,8 @@ def resolve(
         tile_size=choices.tile_size or None,
         device=choices.device,
         precision=choices.precision,
+        engine=choices.engine,
+        memory=round(choices.memory * 2**30) or None,
         threshold=choices.threshold,
         min_size=choices.min_size,
         fill_holes=choices.fill_holes,

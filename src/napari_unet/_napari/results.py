@@ -51,7 +51,12 @@ def class_look(classes: tuple[ClassInfo, ...]) -> dict[str, Any]:
 
 
 def in_words(request: Request, segmentation: Segmentation) -> str:
-    """Say what happened: ``214 objects in 5.1 s on the CPU (float32)``."""
+    """Say what happened: ``214 objects in 5.1 s on the CPU (float32)``, and the last remark."""
+    remark = segmentation.report.remarks[-1:]
+    return ". ".join((_what_was_found(request, segmentation), *remark))
+
+
+def _what_was_found(request: Request, segmentation: Segmentation) -> str:
     report = segmentation.report
     place = "the CPU" if report.device.startswith("cpu") else f"the GPU ({report.device})"
     tail = f"in {report.seconds:.1f} s on {place} ({report.precision})"

@@ -79,6 +79,8 @@ class Update:
         Finished.
     stage : {"network", "objects"}
         What is being done.
+    remarks : tuple of str
+        What had to be changed so far; sentences.
     """
 
     parts: tuple[Part, ...]
@@ -87,9 +89,13 @@ class Update:
     seconds: float
     pixels: int
     stage: str
+    remarks: tuple[str, ...] = ()
 
     def in_words(self) -> str:
-        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``."""
+        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark."""
+        return "\n".join((self._progress(), *self.remarks[-1:]))
+
+    def _progress(self) -> str:
         if self.stage == "objects":
             return "finding the objects"
         tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
@@ -102,10 +108,11 @@ class Update:
 
 @dataclass(frozen=True)
 class Finished:
-    """A complete run: the layers to add, and what happened in words."""
+    """A complete run: the layers to add, what happened in words, and every remark on it."""
 
     layers: tuple[LayerData, ...]
     words: str
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,8 @@ def work(
         return Failure(no_torch(error))
     try:
         segmentation = yield from _show(request, canvas, segment_steps, wish)
-        return Finished(layers_of(request, segmentation), in_words(request, segmentation))
+        words = in_words(request, segmentation)
+        return Finished(layers_of(request, segmentation), words, segmentation.report.remarks)
     except Cancelled:
         return Stopped()
     except ValidUNetError as error:
@@ -220,7 +228,9 @@ def _show(
             if now - shown < _INTERVAL and 1 < step.done < step.total:
                 continue  # a glance, too: it comes while `done` is still 0
             shown = now
-            yield Update(tuple(parts), step.done, step.total, step.seconds, step.pixels, stage)
+            yield Update(
+                tuple(parts), step.done, step.total, step.seconds, step.pixels, stage, step.remarks
+            )
             parts.clear()
     finally:
         steps.close()

@@ -37,7 +37,8 @@ class Session(QObject):
     show : callable
         Called with finished tiles, all tiles (0: not known yet) and words.
     ended : callable
-        Called once for each run, with words and whether they tell of a failure.
+        Called once for each run, with words, whether they tell of a failure, and what more there
+        is to say.
     parent : QObject
         Of this object.
     """
@@ -46,7 +47,7 @@ class Session(QObject):
         self,
         viewer: ViewerModel,
         show: Callable[[int, int, str], None],
-        ended: Callable[[str, bool], None],
+        ended: Callable[[str, bool, str], None],
         parent: QObject,
     ) -> None:
         super().__init__(parent)
@@ -57,6 +58,7 @@ class Session(QObject):
         self._activity: Any = None
         self._last: Update | None = None
         self._words: str | None = None
+        self._remarks: tuple[str, ...] = ()
         self.cancelling = False
         # One step at a time, so that the window is drawn in between.
         self._lay_out = self._timer(0, self._add_preview)
@@ -185,7 +187,7 @@ class Session(QObject):
     def _on_end(self, outcome: Outcome) -> None:
         if isinstance(outcome, Finished):
             self._add(outcome.layers)
-            self._words = outcome.words
+            self._words, self._remarks = outcome.words, outcome.remarks
             self._settle.start()
         elif isinstance(outcome, Failure):
             self._close(outcome.message, failed=True)
@@ -222,7 +224,8 @@ class Session(QObject):
         if preview is not None:
             preview.remove()
         gc.unfreeze()
-        self._ended(words, failed)
+        remarks, self._remarks = self._remarks, ()
+        self._ended(words, failed, "\n".join(remarks))
         self._close_activity()
 
     def _on_layer_removed(self, event: Any) -> None:
@@ -241,5 +244,5 @@ def _warm_up() -> None:
     Labels(np.zeros((1, 1), np.uint8))
 
 
-def _say_nothing(_words: str, _failed: bool) -> None:
+def _say_nothing(_words: str, _failed: bool, _more: str) -> None:
     """Nobody is there to hear."""

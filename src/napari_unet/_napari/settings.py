@@ -25,6 +25,8 @@ class Saved:
     keep_probabilities: bool = False
     device: str = "auto"
     precision: str = "auto"
+    engine: str = "auto"
+    memory: float = 0.0
     tile_size: int = 0
     fill_holes: bool = True
     rescale: bool = True
