@@ -647,6 +647,36 @@ def test_evaluate_files(run, tmp_path):
     assert "other.npy has shape (5, 20) but truth.tif has (20, 20)" in err
 
 
+def test_evaluate_membranes(run, tmp_path):
+    """Two cells and a wall between them, its middle proposed, then a proposal without walls."""
+    truth = np.full((2, 12, 21), 255, np.uint8)
+    truth[:, :, 9:12] = 0
+    interior = np.full(truth.shape, 0.95, np.float32)
+    interior[:, :, 10] = 0.05
+    tifffile.imwrite(tmp_path / "truth.tif", truth)
+    tifffile.imwrite(tmp_path / "interior.tif", interior)
+    paths = tmp_path / "interior.tif", tmp_path / "truth.tif"
+    status, text, _ = run("evaluate", *paths, "--membranes", "--json")
+    assert status == 0
+    report = json.loads(text)
+    assert report["rand"] == report["info"] == pytest.approx(1)
+    assert report["rand_threshold"] == pytest.approx(0.1)
+    assert report["pixel_error"] == pytest.approx(2 / 21)
+    text = run("evaluate", *paths, "--membranes")[1]
+    assert text.splitlines()[1].split() == [
+        *("interior.tif", "1.0000", "0.1", "1.0000", "0.1", "0.09524", "0.1")
+    ]
+    np.save(tmp_path / "none.npy", np.ones(truth.shape, np.float32))
+    text = run("evaluate", tmp_path / "none.npy", paths[1], "--membranes", "--json")[1]
+    assert json.loads(text)["rand"] == pytest.approx(2 / 3)  # 1/2 over (1/2 + 1) / 2
+    status, _, err = run("evaluate", paths[1], paths[1], "--membranes")
+    assert status == 4
+    assert "truth.tif holds no probabilities from 0 to 1 but uint8" in err
+    status, _, err = run("evaluate", tmp_path, tmp_path, "--membranes")
+    assert status == 4
+    assert "give a stack of slices as one file" in err
+
+
 def test_evaluate_folders(run, tmp_path):
     labels, truth = tmp_path / "labels", tmp_path / "truth"
     labels.mkdir()

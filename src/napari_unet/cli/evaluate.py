@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from napari_unet.cli.common import Commands, Parents, add_json, print_json, table
 from napari_unet.errors import ImageError
@@ -22,6 +25,12 @@ objects match if they share more than a part of their union (IoU).
 LABELS and TRUTH are two files, or two folders whose files have the same names; `_labels`,
 `_classes` or `_masks` at the end of a name does not count. Of folders, each image's scores and
 their mean are given.
+
+With --membranes, LABELS is the probability (0 to 1) of being no membrane, and TRUTH is 0 on
+membranes; scores are those of the ISBI 2012 challenge, at the best of ten thresholds:
+
+  V_Rand, V_Info  foreground-restricted Rand and information scores after thinning
+  pixel error     part of the pixels on the wrong side
 """
 _SUFFIXES = (".tif", ".tiff", ".png", ".npy", ".zarr")
 _ENDINGS = ("_labels", "_label", "_classes", "_masks", "_mask", "_truth")
@@ -32,6 +41,14 @@ _COLUMNS = (
     ("pixel error", "pixel_error", "{:.5f}"),
     ("objects", "objects", "{:.0f}"),
     ("truth", "truth_objects", "{:.0f}"),
+)
+_MEMBRANE_COLUMNS = (
+    ("V_Rand", "rand", "{:.4f}"),
+    ("at", "rand_threshold", "{:.1f}"),
+    ("V_Info", "info", "{:.4f}"),
+    ("at", "info_threshold", "{:.1f}"),
+    ("pixel error", "pixel_error", "{:.5f}"),
+    ("at", "pixel_threshold", "{:.1f}"),
 )
 
 
@@ -46,6 +63,11 @@ def add_parser(commands: Commands, parents: Parents) -> None:
     )
     parser.add_argument("labels", type=Path, metavar="LABELS", help="what was found")
     parser.add_argument("truth", type=Path, metavar="TRUTH", help="what is there")
+    parser.add_argument(
+        "--membranes",
+        action="store_true",
+        help="score how well membranes part a stack of slices, as ISBI 2012 did; of two files",
+    )
     add_json(parser, "the scores as JSON; of folders also those of each image, as `images`")
     parser.set_defaults(run=run)
 
@@ -58,12 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
     folders = _is_folder(labels), _is_folder(truth)
     if folders[0] != folders[1]:
         raise ImageError("LABELS and TRUTH must both be files, or both be folders of files.")
+    if arguments.membranes and folders[0]:
+        raise ImageError("--membranes compares two files; give a stack of slices as one file.")
     if not folders[0]:
-        scores = _compare(labels, truth)
+        membranes = arguments.membranes
+        scores = _compare_membranes(labels, truth) if membranes else _compare(labels, truth)
         if arguments.json:
             print_json({"labels": str(labels), "truth": str(truth), **scores})
         else:
-            print(_table([(labels.name, scores)]))
+            print(_table([(labels.name, scores)], _MEMBRANE_COLUMNS if membranes else _COLUMNS))
         return 0
     pairs = _pairs(labels, truth)
     each = [(found.name, _compare(found, there)) for found, there in pairs]
@@ -99,6 +124,23 @@ def _compare(labels: Path, truth: Path) -> dict[str, float]:
     return evaluate(found, there)
 
 
+def _compare_membranes(interior: Path, truth: Path) -> dict[str, float]:
+    from napari_unet.files import read_image, read_labels
+    from napari_unet.files.image_file import decoding
+    from napari_unet.membranes import evaluate_membranes
+
+    image = read_image(interior)
+    with decoding(interior):
+        found = np.asarray(image.data)
+    if found.dtype.kind != "f" or not (found.size and 0 <= found.min() <= found.max() <= 1):
+        raise ImageError(
+            f"{interior.name} holds no probabilities from 0 to 1 but {found.dtype}; give the "
+            "probability of the inside of cells, as one channel of what "
+            "`valid-unet segment --output probabilities` writes."
+        )
+    return evaluate_membranes(found, read_labels(truth))
+
+
 def _pairs(labels: Path, truth: Path) -> list[tuple[Path, Path]]:
     """Files of both folders by name; every truth needs its labels, or the mean would flatter."""
     found, there = _by_name(labels), _by_name(truth)
@@ -131,10 +173,12 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _table(rows: list[tuple[str, dict[str, Any]]]) -> str:
-    titles = ("", *(title for title, _, _ in _COLUMNS))
+def _table(
+    rows: list[tuple[str, dict[str, Any]]], columns: Sequence[tuple[str, str, str]] = _COLUMNS
+) -> str:
+    titles = ("", *(title for title, _, _ in columns))
     lines = [
-        (name, *(pattern.format(scores[key]) for _, key, pattern in _COLUMNS))
+        (name, *(pattern.format(scores[key]) for _, key, pattern in columns))
         for name, scores in rows
     ]
     return table([titles, *lines], right=range(1, len(titles)))
