@@ -7,20 +7,8 @@ from importlib.util import find_spec
 from itertools import pairwise, zip_longest
 from typing import Any, cast
 
-from magicgui.widgets import (
-    CheckBox,
-    FloatSpinBox,
-    ProgressBar,
-    PushButton,
-    RadioButtons,
-)
-from qtpy.QtWidgets import (
-    QDoubleSpinBox,
-    QLabel,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from magicgui.widgets import CheckBox, FloatSpinBox, ProgressBar, PushButton, RadioButtons
+from qtpy.QtWidgets import QDoubleSpinBox, QLabel, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_unet._napari.opening import Opened
 from napari_unet._napari.questions import Questions
@@ -113,7 +101,7 @@ class Controls(QWidget):
             "region: what the camera shows of it. Default: whole image.",
         )
 
-    def _make_advanced(self) -> None:
+    def _make_means(self) -> None:
         self.device = combo_box(
             list(DEVICES),
             "Where the network runs. auto: the first GPU that PyTorch can use, else the CPU. "
@@ -146,6 +134,11 @@ class Controls(QWidget):
             "Largest input of the network per side, in pixels. Larger is faster and takes "
             "more memory; the result is the same. Default: automatic, what fits.",
         )
+        for box in (self.memory, self.tile_size):
+            cast("QDoubleSpinBox", box.native).setSpecialValueText("automatic")
+
+    def _make_advanced(self) -> None:
+        self._make_means()
         self.threshold = FloatSpinBox(
             value=_MODEL_THRESHOLD,
             min=_MODEL_THRESHOLD,
@@ -173,8 +166,6 @@ class Controls(QWidget):
             text="keep tiles on cancel",
             tooltip="After Cancel, make a result of the tiles that were finished. Default: off.",
         )
-        for box in (self.memory, self.tile_size):
-            cast("QDoubleSpinBox", box.native).setSpecialValueText("automatic")
 
     def _make_answers(self) -> None:
         self.button = PushButton(text="Segment")

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from napari_unet.cli.common import Commands, Parents, add_json, print_json, table
 from napari_unet.errors import ImageError
 
@@ -125,6 +123,8 @@ def _compare(labels: Path, truth: Path) -> dict[str, float]:
 
 
 def _compare_membranes(interior: Path, truth: Path) -> dict[str, float]:
+    import numpy as np
+
     from napari_unet.files import read_image, read_labels
     from napari_unet.files.image_file import decoding
     from napari_unet.membranes import evaluate_membranes
