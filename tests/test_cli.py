@@ -90,6 +90,8 @@ def run(capsys):
     return call
 
 
+FORWARD = "napari_unet.predictors.torch_predictor.TorchPredictor.forward"
+
 # --- The command as such ----------------------------------------------------------------------
 
 
@@ -288,9 +290,10 @@ def test_outputs_that_cannot_be_written(run, tmp_path, cells, models, monkeypatc
 
 def test_interrupted_while_it_runs(run, tmp_path, cells, models, monkeypatch):
     (tmp_path / "out.tif").write_bytes(b"precious")
-    monkeypatch.setattr("napari_unet.engine._forward", failing(KeyboardInterrupt()))
+    monkeypatch.setattr(FORWARD, failing(KeyboardInterrupt()))
     status, out, err = run(
-        "segment", cells, "-o", tmp_path / "out.tif", "--model", models["nuclei"]
+        *("segment", cells, "-o", tmp_path / "out.tif", "--model", models["nuclei"]),
+        *("--engine", "torch"),
     )
     assert (status, out) == (130, "")
     assert "interrupted" in err
@@ -308,18 +311,18 @@ def test_an_image_deleted_halfway(run, tmp_path, models, monkeypatch):
 
     real = napari_unet.files.read_image
     monkeypatch.setattr(napari_unet.files, "read_image", read_lazily)
-    from napari_unet import engine
+    from napari_unet.predictors.torch_predictor import TorchPredictor
 
-    forward = engine._forward
+    forward = TorchPredictor.forward
 
     def delete(*args):
         path.unlink(missing_ok=True)
         return forward(*args)
 
-    monkeypatch.setattr(engine, "_forward", delete)
+    monkeypatch.setattr(TorchPredictor, "forward", delete)
     status, out, err = run(
         *("segment", path, "-o", tmp_path / "out.tif"),
-        *("--model", models["nuclei"], "--tile-size", 64),
+        *("--model", models["nuclei"], "--tile-size", 64, "--engine", "torch"),
     )
     assert (status, out) == (4, "")
     assert "changed or removed while it was being read" in err

@@ -161,11 +161,15 @@ def test_out_of_memory_in_the_network(
     def refuse(*_: Any) -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: 9 GB")
 
-    monkeypatch.setattr("napari_unet.engine._forward", refuse)
+    # At every size, whoever computes: nothing smaller is left to try.
+    where = "napari_unet.predictors"
+    monkeypatch.setattr(f"{where}.torch_predictor.TorchPredictor.forward", refuse)
+    monkeypatch.setattr(f"{where}.openvino_predictor.OpenVinoPredictor.start", refuse)
+    monkeypatch.setattr("napari_unet.devices._learned", {})
     dock.viewer.add_image(bright_squares())
     dock.segment()
     finish(dock, qtbot)
-    assert_said(dock, "Out of memory on cpu with tiles of", 1)
+    assert_said(dock, "Memory ran out on cpu with tiles of", 1)
 
 
 def test_no_memory_for_the_labels(dock: UNetDock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ import napari_unet
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "napari_unet"
 NAME = "napari-valid-unet"
-DISTRIBUTION_OF = {"skimage": "scikit-image", "PIL": "pillow"}
+DISTRIBUTION_OF = {"skimage": "scikit-image", "PIL": "pillow", "yaml": "pyyaml"}
 
 
 @pytest.fixture(scope="module")
