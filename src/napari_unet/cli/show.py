@@ -79,7 +79,7 @@ def _document(model: str, assume: dict[str, str]) -> dict[str, Any]:
         "name": card.name,
         "description": card.describe(),
         "path": str(path),
-        "bytes": path.stat().st_size,
+        "bytes": sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file()),
         "sha256": file_sha256(path),
         "parameters": config.n_parameters,
         "stride": list(geometry.stride),
