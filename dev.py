@@ -118,7 +118,7 @@ def workers(arguments: list[str]) -> list[str]:
         return arguments
     # Each worker has a thread of its own; four of them take 4 GB.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+    return ["-n", str(min(os.cpu_count() or 1, 4))]
 
 
 def main() -> None:
