@@ -30,7 +30,7 @@ from napari_unet.atomic import replacing_file
 from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
-from napari_unet.importers import Origin, import_checkpoint, is_safetensors
+from napari_unet.importers import DESCRIPTIONS, Origin, import_checkpoint, is_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,6 @@ __all__ = [
 ]
 
 _KEY = "valid-unet"
-_PACKAGES = ("rdf.yaml", "bioimageio.yaml")
 _MOST_FILES = 1000
 
 
@@ -103,7 +102,7 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     if str(name) in bundled:
         return bundled[str(name)]
     path = Path(name).expanduser()
-    if not path.is_file() and not any((path / package).is_file() for package in _PACKAGES):
+    if not path.is_file() and not any((path / name).is_file() for name in DESCRIPTIONS):
         raise CheckpointError(
             f"There is no checkpoint {str(name)!r}; give the path of a checkpoint file or one "
             f"of the bundled models: {', '.join(bundled) or 'none'}."

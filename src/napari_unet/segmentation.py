@@ -29,6 +29,7 @@ from napari_unet.options import Options
 from napari_unet.plan import Job, plan_job
 from napari_unet.report import Report
 from napari_unet.runs import bands
+from napari_unet.steps import walk
 from napari_unet.tiling import Window
 
 __all__ = [
@@ -184,13 +185,7 @@ def segment(
     >>> result.labels.shape == image.shape
     True
     """
-    steps = segment_steps(image, model, options or Options(**settings))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: Segmentation = stop.value
-            return result
+    return walk(segment_steps(image, model, options or Options(**settings)))
 
 
 def segment_steps(

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from napari_unet.checkpoint import Card, bundled_models
-from napari_unet.importers import SUFFIXES
+from napari_unet.importers import DESCRIPTIONS, SUFFIXES
 
 __all__ = ["FILTER", "ModelEntry", "offer", "passport"]
 
 # For the dialog that chooses a file; a package's description stands for its folder.
 FILTER = (
-    f"Checkpoints ({' '.join(f'*{suffix}' for suffix in SUFFIXES)} rdf.yaml bioimageio.yaml);;"
+    f"Checkpoints ({' '.join(f'*{suffix}' for suffix in SUFFIXES)} {' '.join(DESCRIPTIONS)});;"
     "All files (*)"
 )
 

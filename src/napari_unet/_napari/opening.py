@@ -23,12 +23,10 @@ from napari_unet.checkpoint import (
     read_card,
 )
 from napari_unet.errors import ValidUNetError
-from napari_unet.importers import Origin
+from napari_unet.importers import DESCRIPTIONS, Origin
 
 __all__ = ["Opened", "Opening", "changed_words", "import_model"]
 
-# Files that stand for the folder they lie in.
-_PACKAGE = ("rdf.yaml", "bioimageio.yaml")
 logger = logging.getLogger(__name__)
 
 
@@ -284,7 +282,7 @@ def _with_answers(path: Path, assume: Mapping[str, str]) -> Model:
 
 def _package_of(name: str) -> str:
     path = Path(name)
-    return str(path.parent) if path.name in _PACKAGE else name
+    return str(path.parent) if path.name in DESCRIPTIONS else name
 
 
 def _stamp(path: Path) -> tuple[int, int]:

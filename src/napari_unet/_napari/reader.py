@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_unet._napari.demo import TITLE
+from napari_unet.importers import DESCRIPTIONS
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -26,7 +27,6 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 # Names of groups and attributes that h5py and Caffe put near the start of a checkpoint.
 _MARKS = (b"model_weights", b"layer_names", b"keras_version", b"unet_param", b"conv_d0a-b")
 _START = 1 << 20
-_PACKAGE = ("rdf.yaml", "bioimageio.yaml")
 _MOST_MEMBERS = 10_000
 
 
@@ -56,7 +56,7 @@ def is_checkpoint(path: Path) -> bool:
             names = {n.rpartition("/")[2] for n in islice(archive.namelist(), _MOST_MEMBERS)}
     except (OSError, ValueError, LookupError, RuntimeError, EOFError, zipfile.BadZipFile):
         return False
-    return bool(names & {*_PACKAGE, "data.pkl", "model.weights.h5"})
+    return bool(names & {*DESCRIPTIONS, "data.pkl", "model.weights.h5"})
 
 
 def dock_of(viewer: napari.viewer.Viewer) -> UNetDock:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from napari_unet.cli.common import Bar, Commands, Parents, load_segmentation
+from napari_unet.steps import walk
 
 _FOLDER = Path("valid-unet-demo")
 _DESCRIPTION = """\
@@ -79,12 +80,7 @@ def _to_files() -> int:
     bar = Bar("sample")
     steps = segmentation.segment_steps(image, "nuclei", segmentation.Options(spacing=spacing))
     try:
-        while True:
-            try:
-                bar.update(next(steps))
-            except StopIteration as stop:
-                result = stop.value
-                break
+        result = walk(steps, bar.update)
     finally:
         bar.clear()
     write_image(_FOLDER / "image.tif", image, axes="YX", spacing=spacing)

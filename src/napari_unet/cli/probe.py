@@ -22,6 +22,7 @@ from napari_unet.cli.common import (
     table,
 )
 from napari_unet.errors import OptionError
+from napari_unet.steps import walk
 
 if TYPE_CHECKING:
     from napari_unet.probe import Probe, ProbeProgress
@@ -117,13 +118,7 @@ def _watched(steps: Generator[ProbeProgress, None, Probe], name: str, *, quiet: 
     """Run to the end, with a line on the terminal."""
     bar = Bar(name, quiet=quiet)
     try:
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as stop:
-                found: Probe = stop.value
-                return found
-            bar.say(f"{name}  {progress.fraction:4.0%}  {progress.text}")
+        return walk(steps, lambda at: bar.say(f"{name}  {at.fraction:4.0%}  {at.text}"))
     finally:
         bar.clear()
 

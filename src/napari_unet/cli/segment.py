@@ -25,6 +25,7 @@ from napari_unet.cli.common import (
     spacing_for,
 )
 from napari_unet.errors import OptionError, ValidUNetError
+from napari_unet.steps import walk
 
 if TYPE_CHECKING:
     from napari_unet.checkpoint import Model
@@ -229,13 +230,7 @@ def _segment(task: _Task, model: Model, arguments: argparse.Namespace) -> dict[s
             rescale=arguments.rescale,
             keep_probabilities=arguments.keep_probabilities,
         )
-        steps = segmentation.segment_steps(image.data, model, options)
-        while True:
-            try:
-                bar.update(next(steps))
-            except StopIteration as stop:
-                result: Segmentation = stop.value
-                break
+        result = walk(segmentation.segment_steps(image.data, model, options), bar.update)
         bar.say(f"{task.source.name}  writing {task.target.name}")
         _write(task, image, result, model, spacing)
     finally:

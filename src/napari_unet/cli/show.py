@@ -67,20 +67,20 @@ def _document(model: str, assume: dict[str, str]) -> dict[str, Any]:
     )
 
     path = find_checkpoint(model)
-    origin = None
+    origin, sha256 = None, ""
     if is_native(path) and not assume:
         card = read_card(path)
     else:
         load_segmentation()  # says what to do where PyTorch is missing
         loaded = load_model(path, assume=assume)
-        card, origin = loaded.card, loaded.origin
+        card, origin, sha256 = loaded.card, loaded.origin, loaded.sha256
     config, geometry = card.config, card.config.geometry
     return {
         "name": card.name,
         "description": card.describe(),
         "path": str(path),
         "bytes": sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file()),
-        "sha256": file_sha256(path),
+        "sha256": sha256 or file_sha256(path),
         "parameters": config.n_parameters,
         "stride": list(geometry.stride),
         "halo": list(geometry.halo),

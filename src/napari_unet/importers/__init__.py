@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from napari_unet.card import Card
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.detective import examine
-from napari_unet.importers.formats import SUFFIXES, is_safetensors, reader_of
+from napari_unet.importers.formats import DESCRIPTIONS, SUFFIXES, is_safetensors, reader_of
 from napari_unet.importers.origin import CHOICES, Origin
 from napari_unet.importers.reading import Reading
 from napari_unet.importers.weights import fitted_weights, unwrap
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHOICES",
+    "DESCRIPTIONS",
     "SUFFIXES",
     "Imported",
     "Origin",

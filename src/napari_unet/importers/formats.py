@@ -9,7 +9,7 @@ from pathlib import Path
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.reading import Reading
 
-__all__ = ["SUFFIXES", "is_safetensors", "reader_of"]
+__all__ = ["DESCRIPTIONS", "SUFFIXES", "is_safetensors", "reader_of"]
 
 SUFFIXES = (
     ".safetensors",
@@ -22,11 +22,12 @@ SUFFIXES = (
     ".caffemodel",
     ".zip",
 )
+# Of a bioimage.io package; the first is today's.
+DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")
 
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-_DESCRIPTIONS = {"rdf.yaml", "bioimageio.yaml"}
 # What people pick by mistake.
 _OTHERS = (
     (b"II*\x00", "a TIFF image"),
@@ -107,7 +108,7 @@ def _reader_of_zip(path: Path) -> Callable[[Path], Reading]:
         from napari_unet.importers.keras_files import read_keras
 
         return read_keras
-    if "data.pkl" not in last and last & _DESCRIPTIONS:
+    if "data.pkl" not in last and last & {*DESCRIPTIONS}:
         from napari_unet.importers.bioimageio import read_package
 
         return read_package

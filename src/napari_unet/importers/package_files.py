@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.archives import Archive
+from napari_unet.importers.formats import DESCRIPTIONS
 
-__all__ = ["DESCRIPTIONS", "PackageFiles"]
+__all__ = ["PackageFiles"]
 
-DESCRIPTIONS = ("rdf.yaml", "bioimageio.yaml")
 _MOST_WEIGHTS = 16 << 30
 
 

@@ -37,6 +37,7 @@ from napari_unet.probe.questions import Question, combinations_of, macs, questio
 from napari_unet.probe.runner import Errors, Runner
 from napari_unet.probe.verdict import Row, judge
 from napari_unet.resample import Grid
+from napari_unet.steps import walk
 
 __all__ = ["probe", "probe_steps"]
 
@@ -153,15 +154,11 @@ def probe(
     should_stop: ShouldStop = None,
 ) -> Probe:
     """Find out what a checkpoint's file does not say; `probe_steps` in one call."""
-    steps = probe_steps(
-        path, image, labels, axes=axes, spacing=spacing, assume=assume, should_stop=should_stop
+    return walk(
+        probe_steps(
+            path, image, labels, axes=axes, spacing=spacing, assume=assume, should_stop=should_stop
+        )
     )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            found: Probe = stop.value
-            return found
 
 
 @dataclass

@@ -21,6 +21,7 @@ import numpy as np
 from napari_unet.checkpoint import Model
 from napari_unet.errors import Cancelled
 from napari_unet.model import UNet
+from napari_unet.steps import walk
 from napari_unet.training.job import (
     Curves,
     Job,
@@ -124,13 +125,7 @@ def train(
     model: Model, samples: Sequence[Sample], held: Sequence[Held], recipe: Recipe, **more: Any
 ) -> Trained:
     """Train in one call; parameters as for `train_steps`."""
-    steps = train_steps(model, samples, held, recipe, **more)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            result: Trained = stop.value
-            return result
+    return walk(train_steps(model, samples, held, recipe, **more))
 
 
 def train_steps(
