@@ -14,7 +14,8 @@ import numpy as np
 from napari_unet.card import ClassInfo
 from napari_unet.checkpoint import Model, save_model
 from napari_unet.config import UNetConfig
-from napari_unet.training.loop import Trained, train_steps
+from napari_unet.steps import walk
+from napari_unet.training.loop import Progress, Trained, train_steps
 from napari_unet.training.pairs import Pair, PairFiles, load_pair
 from napari_unet.training.plan import TrainingPlan, finished_card, plan_training
 from napari_unet.training.recipe import Recipe
@@ -143,15 +144,8 @@ def _planned(
 
 def _run(plan: TrainingPlan, state: Path) -> Trained:
     """Walk through a training, with a line for each look at the held-out images."""
-    steps = train_steps(
-        plan.model, plan.samples, plan.held, plan.recipe, state=state, resume=state.exists()
-    )
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as stop:
-            trained: Trained = stop.value
-            return trained
+
+    def tell(progress: Progress) -> None:
         if progress.validation is not None:
             print(
                 f"step {progress.step} of {progress.total}, loss {progress.loss:.4f}, "
@@ -159,6 +153,11 @@ def _run(plan: TrainingPlan, state: Path) -> Trained:
                 f"{progress.left / 60:.0f} min left, {progress.busy:.1%} in the network",
                 flush=True,
             )
+
+    steps = train_steps(
+        plan.model, plan.samples, plan.held, plan.recipe, state=state, resume=state.exists()
+    )
+    return walk(steps, tell)
 
 
 def _figures(
