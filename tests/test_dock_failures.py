@@ -139,7 +139,7 @@ def test_a_checkpoint_that_is_gone(dock: UNetDock, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "part"),
     [
-        (MemoryLimitError("Out of memory on cpu; choose a smaller tile size."), "smaller tile"),
+        (MemoryLimitError("Out of memory on the CPU; choose a smaller tile size."), "smaller tile"),
         (MemoryError(), "Out of memory; choose the visible region"),
         (RuntimeError("mkldnn broke\nlong trace"), "The computation failed (mkldnn broke)"),
         (OSError("file vanished"), "The image cannot be read any more (file vanished)"),
@@ -169,7 +169,7 @@ def test_out_of_memory_in_the_network(
     dock.viewer.add_image(bright_squares())
     dock.segment()
     finish(dock, qtbot)
-    assert_said(dock, "Memory ran out on cpu with tiles of", 1)
+    assert_said(dock, "Memory ran out on the CPU with tiles of", 1)
 
 
 def test_no_memory_for_the_labels(dock: UNetDock, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_memory_that_runs_out_is_told_and_no_failure(dock: UNetDock, qtbot: Any)
     (labels,) = labels_of(dock)
     remarks = labels.metadata[METADATA_KEY]["remarks"]
     assert len(remarks) > 1
-    assert all(remark.startswith("Memory ran out on cpu with tiles of ") for remark in remarks)
+    assert all(remark.startswith("Memory ran out on the CPU with tiles of ") for remark in remarks)
     assert told[0] == "loading PyTorch and the model"
     assert told[-1] == f"finding the objects\n{remarks[-1]}"
     assert words.startswith("24 objects in ")

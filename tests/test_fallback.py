@@ -117,7 +117,7 @@ def test_finished_tiles_are_computed_once() -> None:
     away = (rows < 96 - LOSS - 8) & (columns < 96 - LOSS - 8) & (rows > LOSS) & (columns > LOSS)
     assert (counts[away] == 1).all()
     assert ready.remarks == [
-        "Memory ran out on cpu with tiles of 48 x 48 px; it went on with 32 x 48 px."
+        "Memory ran out on the CPU with tiles of 48 x 48 px; it went on with 32 x 48 px."
     ]
 
 
@@ -171,7 +171,10 @@ def test_a_gpu_goes_on_in_half_precision_and_then_on_the_cpu(reach: str) -> None
     if reach == "cpu":
         # There is room again for tiles as planned.
         assert ("cpu", "float32", (40, 40)) in ran
-        assert "on the CPU" in ready.remarks[-1]
+        assert ready.remarks[-1] == (
+            f"Memory ran out on the GPU with tiles of {smallest[0]} x {smallest[1]} px; the rest was "
+            "computed on the CPU."
+        )
 
 
 def test_the_limit_is_remembered() -> None:
@@ -310,5 +313,5 @@ def test_a_person_is_told_while_it_runs_and_in_the_report(monkeypatch: pytest.Mo
     assert found.report.tiles == wanted.report.tiles
     assert told[0] == ()
     assert told[-1] == found.report.remarks
-    assert all("Memory ran out on cpu with tiles of" in remark for remark in told[-1])
+    assert all("Memory ran out on the CPU with tiles of" in remark for remark in told[-1])
     assert told[-1]

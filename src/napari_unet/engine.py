@@ -124,7 +124,8 @@ class Prepared:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise MemoryLimitError(
-                    f"The model does not fit into the memory of {runtime.device}; choose the CPU."
+                    f"The model does not fit into the memory of {_named(runtime.device)}; choose "
+                    "the CPU."
                 ) from error
             raise
         return TorchPredictor(lean, runtime.device, runtime.dtype)
@@ -159,7 +160,7 @@ class Prepared:
             If nothing smaller is left.
         """
         runtime, size = self.runtime, _by(plan.divided(plan.region, step).tile_shape)
-        failed = f"Memory ran out on {runtime.device} with tiles of {size} px"
+        failed = f"Memory ran out on {_named(runtime.device)} with tiles of {size} px"
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         smaller = _halved(step, plan.stride)
@@ -175,7 +176,7 @@ class Prepared:
             self._change(half, f"{failed}; it went on in {half.precision}.")
             return step
         cpu = Runtime(torch.device("cpu"), torch.float32)
-        self._change(cpu, f"{failed}; it went on on the CPU.")
+        self._change(cpu, f"{failed}; the rest was computed on the CPU.")
         return plan.step
 
     def _learn(self, shape: tuple[int, ...]) -> None:
@@ -358,6 +359,11 @@ def _halved(step: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...] |
     blocks = step[largest] // stride[largest]
     half = -(-blocks // 2) * stride[largest]
     return tuple(half if axis == largest else s for axis, s in enumerate(step))
+
+
+def _named(device: torch.device) -> str:
+    """A device in words."""
+    return "the CPU" if device.type == "cpu" else "the GPU"
 
 
 def _by(shape: Sequence[int]) -> str:
