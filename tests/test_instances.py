@@ -16,7 +16,7 @@ from napari_unet.errors import Cancelled, ImageError, OptionError
 from napari_unet.evaluate import evaluate
 from napari_unet.instances import classes_from, label_instances
 from napari_unet.scores import normalised_entropy, object_scores
-from napari_unet.tidying import fill_object_holes, relabel_raster, remove_small
+from napari_unet.tidying import fill_object_holes
 
 HUGE = {2: 1 << 20, 3: 1 << 20}
 
@@ -159,7 +159,6 @@ def test_laws_of_labels(field, min_size, fill_holes, data):
         *arrays, min_size=min_size, fill_holes=fill_holes, connectivity=connectivity
     )
     assert np.array_equal(got, by_first_pixel(got))  # 1..n, in raster order
-    assert np.array_equal(relabel_raster(got), got)
     sizes = np.bincount(got.ravel())[1:]
     assert (sizes >= min_size).all()
     footprint = ndimage.generate_binary_structure(got.ndim, connectivity)
@@ -217,17 +216,6 @@ def label_images(draw):
     return rng.choice(ids, shape, p=[0.3, *([0.7 / (len(ids) - 1)] * (len(ids) - 1))])
 
 
-@given(label_images(), st.integers(0, 60))
-def test_small_objects_go(labels, min_size):
-    expected = labels.copy()
-    for i in np.unique(labels):
-        if (labels == i).sum() < min_size:
-            expected[labels == i] = 0
-    got = remove_small(labels, min_size)
-    assert np.array_equal(got, expected)
-    assert got.dtype == labels.dtype
-
-
 @given(label_images())
 def test_holes_by_their_definition(labels):
     expected = labels.copy()
@@ -258,13 +246,6 @@ def test_an_object_inside_another_keeps_its_surroundings():
     labels[3, 3] = 2
     assert np.array_equal(fill_object_holes(labels), labels)
     assert (label_instances(labels > 0, min_size=2) == 1).all()  # a speck goes, its hole closes
-
-
-@given(label_images())
-def test_raster_order(labels):
-    got = relabel_raster(labels)
-    assert got.dtype == np.int32
-    assert np.array_equal(got, by_first_pixel(labels))
 
 
 # Classes and scores
@@ -346,10 +327,9 @@ def test_scores_of_nothing():
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0), (0, 4, 4), (4, 0, 4)])
 def test_no_pixels(shape):
     empty = np.zeros(shape, np.float32)
-    for got in (label_instances(empty, empty), relabel_raster(empty.astype(int))):
-        assert got.shape == shape
-        assert got.dtype == np.int32
-    assert remove_small(empty.astype(int), 5).shape == shape
+    got = label_instances(empty, empty)
+    assert got.shape == shape
+    assert got.dtype == np.int32
     assert fill_object_holes(empty.astype(int)).shape == shape
     assert classes_from(np.stack([empty, empty])).shape == shape
     assert normalised_entropy(np.stack([empty, empty])).shape == shape
@@ -438,9 +418,7 @@ def test_classes_of_bad_values():
 def test_what_is_no_label_image(labels, message):
     zeros = np.zeros(labels.shape)
     for call in (
-        lambda: remove_small(labels, 1),
         lambda: fill_object_holes(labels),
-        lambda: relabel_raster(labels),
         lambda: object_scores(labels, zeros, zeros),
     ):
         with pytest.raises(ImageError, match=message):
@@ -454,7 +432,7 @@ def test_scores_of_other_shapes():
     with pytest.raises(ImageError, match="doubt has shape"):
         object_scores(labels, np.zeros((2, 3)), np.zeros((4, 3, 2)))
     with pytest.raises(OptionError, match="min_size"):
-        remove_small(labels, -2)
+        label_instances(np.zeros((2, 3)), min_size=-2)
 
 
 # Stopping

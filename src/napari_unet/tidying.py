@@ -1,4 +1,4 @@
-"""Tidy label images: small objects go, holes close, ids follow the raster.
+"""Tidy label images: ids follow the raster, holes close.
 
 Each works on runs of equal pixels (see `runs`), so that it costs what the objects' outlines cost,
 and slab by slab (see `seams`), so that it needs the memory of a slab beside the image.
@@ -30,42 +30,10 @@ from napari_unet.seams import Seams
 __all__ = [
     "fill_object_holes",
     "raster_order",
-    "relabel_raster",
-    "remove_small",
     "replace",
 ]
 
 Labels = NDArray[np.int32]
-
-
-def remove_small(labels: ArrayLike, min_size: int) -> NDArray[Any]:
-    """Remove objects with fewer than `min_size` pixels; other ids stay.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background.
-    min_size : int
-        In pixels, not negative.
-
-    Returns
-    -------
-    array of the shape and type of `labels`
-
-    Raises
-    ------
-    ImageError
-        If `labels` is no label image.
-    OptionError
-        If `min_size` is negative.
-    """
-    image = label_image(labels, "labels")
-    check_pixels("min_size", min_size)
-    runs = runs_of(image)
-    values = runs.values(image)
-    _, rank = compact(values)
-    small = np.bincount(rank, runs.lengths) < min_size
-    return runs.paint(np.where(small[rank], values.dtype.type(0), values))
 
 
 def fill_object_holes(labels: ArrayLike) -> NDArray[Any]:
@@ -96,29 +64,6 @@ def fill_object_holes(labels: ArrayLike) -> NDArray[Any]:
     table = np.concatenate([np.zeros(1, image.dtype), ids.astype(image.dtype)])
     labels_of: NDArray[Any] = table[filled]
     return labels_of
-
-
-def relabel_raster(labels: ArrayLike) -> Labels:
-    """Number the objects 1..n by their first pixel in C order.
-
-    Parameters
-    ----------
-    labels : integer array of shape (Y, X) or (Z, Y, X)
-        0 is the background; ids of any size.
-
-    Returns
-    -------
-    int32 array of the shape of `labels`
-
-    Raises
-    ------
-    ImageError
-        If `labels` is no label image.
-    """
-    image = label_image(labels, "labels")
-    runs = runs_of(image)
-    ids, first, rank = np.unique(runs.values(image), return_index=True, return_inverse=True)
-    return runs.paint(raster_order(first, ids != 0)[rank])
 
 
 def raster_order(first: Ints, chosen: NDArray[np.bool_]) -> Labels:
