@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from napari_unet.card import ClassInfo
-from napari_unet.checkpoint import Model, save_model
+from napari_unet.checkpoint import Model, load_model, save_model
 from napari_unet.config import UNetConfig
 from napari_unet.steps import walk
 from napari_unet.training.loop import Progress, Trained, train_steps
@@ -83,6 +83,7 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="more folders to score")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1, help="of the number of steps")
+    parser.add_argument("--from", dest="start", help="model; only the last recipe is run, from it")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     return parser
@@ -91,8 +92,9 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
 def train_task(task: Task, options: argparse.Namespace, *, val: float = 0.05) -> Model:
     """Train, measure on ``test``, write checkpoint and report; goes on where it was interrupted."""
     pairs = pairs_of(options.data, "train", grey=task.grey)
-    start: Model | None = None
-    for number, recipe in enumerate(task.recipes, start=1):
+    start = load_model(options.start) if options.start else None
+    recipes = task.recipes[-1:] if start else task.recipes
+    for number, recipe in enumerate(recipes, start=1):
         plan = _planned(task, pairs, recipe, options, start, val)
         trained = _run(plan, state_path(options.out).with_suffix(f".training{number}"))
         start = Model(replace(plan.model.card, settings=task.settings), trained.network)

@@ -20,7 +20,7 @@ TASK = Task(
     UNetConfig(n_classes=3, widths=(16, 32, 64, 128), norm="batch"),
     (
         Recipe(
-            steps=4000,
+            steps=3000,
             weighting=Weighting("none"),
             augmentation=Augmentation(scale=0.35, elastic=3, knots=9, contrast=0.4),
         ),

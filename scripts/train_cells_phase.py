@@ -21,11 +21,12 @@ TASK = Task(
     UNetConfig(n_classes=3, widths=(16, 32, 64, 128, 192), norm="batch"),
     (
         Recipe(
-            steps=6000,
+            steps=3000,
             targets=Targets(touching=2),
             weighting=Weighting("gaps", border=6, classes=(1, 1.5, 3)),
             augmentation=Augmentation(scale=0.3, elastic=3, knots=9, contrast=0.4),
-            batch=3,
+            write=392,
+            batch=2,
         ),
     ),
     settings={"threshold": 0.5, "min_size": 150, "waist": 2.0},

@@ -33,10 +33,18 @@ SECOND = replace(
     weighting=Weighting("gaps", border=8, classes=(1, 1, 3)),
     optimisation=Optimisation(rate=1.5e-3),
 )
+# Last, smaller nuclei more often, and a slow end.
+THIRD = replace(
+    SECOND,
+    steps=3000,
+    weighting=Weighting("gaps", border=8, classes=(1, 1.5, 3)),
+    augmentation=Augmentation(scale=0.5, elastic=2, knots=11, blur=1.0),
+    optimisation=Optimisation(rate=2e-3),
+)
 TASK = Task(
     "nuclei",
     UNetConfig(n_classes=3, widths=(16, 32, 64, 128), norm="batch"),
-    (FIRST, SECOND),
+    (FIRST, SECOND, THIRD),
     # Chosen on the images held out of the training.
     settings={"threshold": 0.6, "min_size": 30, "waist": 2.0},
     provenance={

@@ -62,7 +62,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--tile", type=positive, metavar="N", help="output pixels of a tile (default: 240)")
     add("--batch", type=positive, metavar="N", help="tiles of a step (default: 4)")
     add("--optimiser", choices=("adamw", "sgd"), help="default: adamw, with one cycle")
-    add("--rate", type=float, metavar="R", help="highest learning rate (default: 0.003; 0.001 "
+    add("--rate", type=float, metavar="R", help="highest learning rate (default: 0.003; 0.002 "
         "with --from)")  # fmt: skip
     add("--weights", choices=("gaps", "paper", "later", "none"), help="weight map (default: gaps)")
     add("--elastic", type=float, metavar="PX", help="spread of the deformation (default: 10)")
@@ -116,14 +116,17 @@ def recipe_of(arguments: argparse.Namespace, start: Model | None) -> Recipe:
     """Build the recipe from what was given."""
     from dataclasses import replace
 
-    from napari_unet.training.recipe import Recipe, paper_recipe
+    from napari_unet.training.recipe import Recipe, fine_tuning_recipe, paper_recipe
     from napari_unet.training.targets import Targets
 
     steps, minutes = arguments.steps, arguments.minutes
     if steps is None and minutes is None:
         minutes = _MINUTES
     length = {"steps": steps, "minutes": minutes}
-    recipe = paper_recipe(Targets(), **length) if arguments.paper else Recipe(**length)
+    if arguments.paper:
+        recipe = paper_recipe(Targets(), **length)
+    else:
+        recipe = (Recipe if start is None else fine_tuning_recipe)(**length)
     changes: dict[str, Any] = {
         name: getattr(arguments, name)
         for name in ("seed", "workers", "device", "precision", "patience")
@@ -135,8 +138,9 @@ def recipe_of(arguments: argparse.Namespace, start: Model | None) -> Recipe:
     optimisation = recipe.optimisation
     if arguments.optimiser:
         optimisation = replace(optimisation, kind=arguments.optimiser)
-    rate = arguments.rate or (1e-3 if start is not None else None)
-    changes["optimisation"] = optimisation if rate is None else replace(optimisation, rate=rate)
+    if arguments.rate:
+        optimisation = replace(optimisation, rate=arguments.rate)
+    changes["optimisation"] = optimisation
     if arguments.weights:
         changes["weighting"] = replace(recipe.weighting, kind=arguments.weights)
     if arguments.elastic is not None:

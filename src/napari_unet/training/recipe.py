@@ -12,7 +12,7 @@ from napari_unet.training.schedule import Optimisation
 from napari_unet.training.targets import Targets
 from napari_unet.training.weights import Weighting
 
-__all__ = ["Recipe", "paper_recipe"]
+__all__ = ["Recipe", "fine_tuning_recipe", "paper_recipe"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,16 @@ def paper_recipe(targets: Targets, **changes: Any) -> Recipe:
         "average": 0.0,
     }
     return Recipe(targets=targets, **{**settings, **changes})
+
+
+def fine_tuning_recipe(**changes: Any) -> Recipe:
+    """Recipe for a network that knows something already, in minutes and from few images.
+
+    The rate is lower than for one that knows nothing, and the running mean of the weights is over
+    fewer steps, as there are fewer. Say how long by `steps` or `minutes` among the `changes`.
+    """
+    settings: dict[str, Any] = {"optimisation": Optimisation(rate=2e-3), "average": 0.99}
+    return Recipe(**{**settings, **changes})
 
 
 def _plain(value: Any) -> Any:
