@@ -85,9 +85,10 @@ class Model:
 
 
 def bundled_models() -> dict[str, Path]:
-    """Checkpoints that come with the package, by name."""
+    """Checkpoints that come with the package, by name; the one to try first is the first."""
     folder = Path(str(importlib.resources.files("napari_unet"))) / "models"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    found = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    return dict(sorted(found.items(), key=lambda item: item[0] != "nuclei"))
 
 
 def find_checkpoint(name: str | os.PathLike[str]) -> Path:
