@@ -230,7 +230,11 @@ def _walk(
             if _over(job) or time.perf_counter() - saved >= job.save_every:
                 save_job(job, run, fingerprint)
                 saved = time.perf_counter()
+            handed = time.perf_counter()
             yield _progress(job, run, validation)
+            # A pause counts neither as spent nor into the pace.
+            away = time.perf_counter() - handed
+            job.started, job.walking = job.started + away, job.walking + away
             if job.should_stop is not None and job.should_stop():
                 save_job(job, run, fingerprint)
                 break
