@@ -16,7 +16,6 @@ from napari_unet._napari.region import REGIONS
 from napari_unet._napari.request import Choices, Notice
 from napari_unet._napari.settings import Saved
 from napari_unet._napari.widgets import (
-    WARNING_MARGINS,
     combo_box,
     folding_button,
     form_in,
@@ -356,16 +355,6 @@ class Controls(QWidget):
         self.answer.setToolTip(tip)
         self.answer.setVisible(bool(text))
         mark(self.answer, warning=failed)
-
-    def show_warnings_in(self, color: str) -> None:
-        """Give warnings the theme's colour; dark on it, which is legible in both themes."""
-        above, beside = WARNING_MARGINS
-        self.setStyleSheet(
-            # Room for words in the boxes of numbers, whatever the font.
-            "QDoubleSpinBox { min-width: 6.5em; }"
-            f'QLabel[warning="true"] {{ background: {color}; color: #1e1e21; '
-            f"border-radius: 2px; padding: {above}px {beside}px; }}"
-        )
 
     def show_running(self, running: bool) -> None:
         """Turn the button into Cancel and back, and disable what cannot change meanwhile."""

@@ -21,11 +21,14 @@ from napari_unet._napari.region import look
 from napari_unet._napari.request import Notice, Request, check, match, resolve
 from napari_unet._napari.session import Session
 from napari_unet._napari.settings import Settings
-from napari_unet._napari.widgets import as_button
+from napari_unet._napari.train_page import TrainPage
+from napari_unet._napari.widgets import as_button, warnings_in
 from napari_unet.checkpoint import Card, find_checkpoint
 from napari_unet.errors import ImageError, ValidUNetError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import napari.viewer
     from napari.layers import Image, Labels
 
@@ -37,10 +40,13 @@ _LEAST_WIDTH = 270  # px, of the page in a dock of 280
 _NO_IMAGE = "There is no image: open one, or drag a file into the window, then click Segment."
 _NO_MODEL = "There is no model: click Open… and choose a checkpoint file."
 _OPENING = "The model is still being opened; click Segment once it is there."
+_TRAINING = (
+    "A training is running: wait for its end, or stop it on the Train page, then click Segment."
+)
 
 
 class UNetDock(QWidget):
-    """One dock for the whole loop; Segment is its first page.
+    """One dock for the whole loop: segment, train, segment better.
 
     Parameters
     ----------
@@ -60,6 +66,9 @@ class UNetDock(QWidget):
         self.probing = Probing(self.controls.show_progress, self._on_probed, self)
         self.models = ModelChooser(self.controls, self.settings, self._on_model, self.fail, self)
         self.images = ImageChooser(self.viewer, self.controls.image, self._on_image)
+        self.training = TrainPage(
+            self.viewer, self.models, self._segmenting, self._on_training, self._use, self
+        )
         self._arrange()
         self._connect()
         self._on_theme()
@@ -75,16 +84,11 @@ class UNetDock(QWidget):
         return None if self.models.opened is None else self.models.opened.card
 
     def _arrange(self) -> None:
-        scroll = QScrollArea()
-        scroll.setWidget(self.controls)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QScrollArea.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        # A page for each step of the loop; with one page there are no tabs to see.
+        # A page for each step of the loop; correcting comes between the two.
         self.pages = QTabWidget()
         self.pages.setDocumentMode(True)
-        self.pages.setTabBarAutoHide(True)
-        self.pages.addTab(scroll, "Segment")
+        self.pages.addTab(_scrolled(self.controls), "Segment")
+        self.pages.addTab(_scrolled(self.training.controls), "Train")
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.pages)
@@ -112,7 +116,10 @@ class UNetDock(QWidget):
 
     @property
     def running(self) -> bool:
-        """Whether a segmentation or a probe is on."""
+        """Whether a segmentation, a probe or a training is on."""
+        return self._segmenting() or self.training.running
+
+    def _segmenting(self) -> bool:
         return self.session.running or self.probing.running
 
     # --- what a person chooses -----------------------------------------------------------------
@@ -133,6 +140,16 @@ class UNetDock(QWidget):
     def _on_model(self) -> None:
         self._escape.setEnabled(self.models.busy or self.running)
         self._on_choice()
+        self.training.on_model()
+
+    def _use(self, path: Path) -> None:
+        """Choose a model that was trained here."""
+        self.open_model(str(path))
+        self.models.remember()
+        self.pages.setCurrentIndex(0)
+
+    def _on_training(self, begun: bool) -> None:
+        self._escape.setEnabled(begun)
 
     def _on_image(self) -> None:
         layer, box = self.images.layer, self.controls.level
@@ -157,7 +174,8 @@ class UNetDock(QWidget):
     def _on_theme(self, *_: object) -> None:
         from napari.utils.theme import get_theme
 
-        self.controls.show_warnings_in(get_theme(self.viewer.theme).warning.as_hex())
+        for page in (self.controls, self.training.controls):
+            page.setStyleSheet(warnings_in(get_theme(self.viewer.theme).warning.as_hex()))
 
     def _show_fit(self, *_: object) -> None:
         """Say in short what the image is, and how the model fits it."""
@@ -184,14 +202,17 @@ class UNetDock(QWidget):
     # --- running -------------------------------------------------------------------------------
 
     def _on_button(self) -> None:
-        if self.running:
+        if self._segmenting():
             self.cancel()
         else:
             self.segment()
 
     def segment(self) -> None:
         """Segment what is chosen; a failure is said in the dock."""
-        if self.running:
+        if self._segmenting():
+            return
+        if self.training.running:
+            self.say(_TRAINING)
             return
         layer, opened = self.images.layer, self.models.opened
         if self.models.busy:
@@ -253,6 +274,8 @@ class UNetDock(QWidget):
         """Stop the run; a second time, drop what was finished too."""
         if self.models.busy:
             self.models.give_up()
+        elif self.training.running:
+            self.training.stop()
         elif self.probing.running:
             self.probing.cancel()
         elif self.session.cancel():
@@ -323,8 +346,19 @@ class UNetDock(QWidget):
         self._drops.stop()
         self.models.close()
         self.probing.close()
+        self.training.close()
         self.session.close()
         self.images.disconnect()
         self.settings.disconnect(self._on_preferences)
         self.viewer.events.theme.disconnect(self._on_theme)
         self.deleteLater()
+
+
+def _scrolled(page: QWidget) -> QScrollArea:
+    """A page that is as wide as the dock and may be longer."""
+    scroll = QScrollArea()
+    scroll.setWidget(page)
+    scroll.setWidgetResizable(True)
+    scroll.setFrameShape(QScrollArea.Shape.NoFrame)
+    scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    return scroll

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,19 @@ from napari_unet.errors import Cancelled, ValidUNetError
 if TYPE_CHECKING:
     from napari_unet.segmentation import Progress, Segmentation
 
-__all__ = ["Canvas", "Failure", "Finished", "Outcome", "Run", "Stopped", "Update", "Wish", "work"]
+__all__ = [
+    "Canvas",
+    "Failure",
+    "Finished",
+    "Outcome",
+    "Run",
+    "Stopped",
+    "Update",
+    "Walk",
+    "Wish",
+    "duration",
+    "work",
+]
 
 # Between two looks at the window: fast enough to look alive, seldom enough to cost nothing.
 _INTERVAL = 0.2
@@ -103,7 +116,7 @@ class Update:
             return tiles
         left = self.seconds / self.done * (self.total - self.done)
         rate = self.pixels / self.seconds / 1e6
-        return f"{tiles}, {_duration(left)} left, {rate:.2g} MPx/s"
+        return f"{tiles}, {duration(left)} left, {rate:.2g} MPx/s"
 
 
 @dataclass(frozen=True)
@@ -236,41 +249,36 @@ def _show(
         steps.close()
 
 
-class Run:
-    """A request on its way, as the window sees it; everything here happens on the main thread.
+class Walk:
+    """A generator that is walked through in a thread; all methods are for the main thread.
 
     Parameters
     ----------
-    request : Request
-        What to do.
-    canvas : Canvas
-        Where finished tiles are written.
+    steps : callable
+        Given what says the `Wish`, returns a generator of updates, whose result is an outcome.
     on_update : callable
-        Called with each `Update`.
+        Called with each update, while nobody has asked to stop.
     on_end : callable
-        Called once with the `Outcome`, unless the run was abandoned.
+        Called once with the outcome, unless the walk was abandoned.
     """
 
     def __init__(
         self,
-        request: Request,
-        canvas: Canvas,
-        on_update: Callable[[Update], None],
-        on_end: Callable[[Outcome], None],
+        steps: Callable[[Callable[[], Wish]], Generator[Any, None, Any]],
+        on_update: Callable[[Any], None],
+        on_end: Callable[[Any], None],
     ) -> None:
-        self.request, self.canvas = request, canvas
+        self._steps = steps
         self._wish = Wish.GO_ON
-        self._on_update: Callable[[Update], None] | None = on_update
-        self._on_end: Callable[[Outcome], None] | None = on_end
+        self._on_update: Callable[[Any], None] | None = on_update
+        self._on_end: Callable[[Any], None] | None = on_end
         self.worker: Any = None
 
     def start(self) -> None:
         """Begin in a thread of napari's pool."""
         from napari.qt.threading import create_worker
 
-        self.worker = create_worker(
-            work, self.request, self.canvas, self._asked, _ignore_errors=True
-        )
+        self.worker = create_worker(self._steps, self._asked, _ignore_errors=True)
         self.worker.yielded.connect(self._yielded)
         self.worker.returned.connect(self._end)
         self.worker.errored.connect(self._errored)
@@ -291,11 +299,11 @@ class Run:
         quitting = self.worker is not None and self.worker.abort_requested
         return Wish.DROP if quitting else self._wish
 
-    def _yielded(self, update: Update) -> None:
+    def _yielded(self, update: Any) -> None:
         if self._on_update is not None and self._wish is Wish.GO_ON:
             self._on_update(update)
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Any) -> None:
         on_end = self._on_end
         self._on_update = self._on_end = None
         if on_end is not None:
@@ -312,7 +320,32 @@ class Run:
         self._end(Failure(f"Something went wrong that should not ({in_one_line(error)})."))
 
 
-def _duration(seconds: float) -> str:
+class Run(Walk):
+    """A segmentation on its way.
+
+    Parameters
+    ----------
+    request : Request
+        What to do.
+    canvas : Canvas
+        Where finished tiles are written.
+    on_update, on_end : callable
+        As of `Walk`, for `Update` and `Outcome`.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        canvas: Canvas,
+        on_update: Callable[[Update], None],
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        super().__init__(partial(work, request, canvas), on_update, on_end)
+        self.request, self.canvas = request, canvas
+
+
+def duration(seconds: float) -> str:
+    """Say how long, in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

@@ -19,7 +19,6 @@ from qtpy.QtWidgets import (
 )
 
 __all__ = [
-    "WARNING_MARGINS",
     "as_button",
     "combo_box",
     "folding_button",
@@ -28,11 +27,12 @@ __all__ = [
     "narrow",
     "side_by_side",
     "text_line",
+    "warnings_in",
     "whole_number",
 ]
 
 # Above and below the words of a warning, and beside them, in pixels.
-WARNING_MARGINS = (3, 5)
+_MARGINS = (3, 5)
 
 
 def combo_box(choices: Any, tooltip: str) -> ComboBox:
@@ -91,7 +91,7 @@ class _Line(QLabel):
         """Height of the text, and of the frame around it."""
         if not self.property("warning"):
             return super().heightForWidth(width)
-        return super().heightForWidth(width - 2 * WARNING_MARGINS[1]) + 2 * WARNING_MARGINS[0]
+        return super().heightForWidth(width - 2 * _MARGINS[1]) + 2 * _MARGINS[0]
 
 
 def text_line(*, selectable: bool = False) -> QLabel:
@@ -135,6 +135,17 @@ def mark(line: QLabel, *, warning: bool) -> None:
             style.unpolish(line)
             style.polish(line)
         line.updateGeometry()
+
+
+def warnings_in(color: str) -> str:
+    """Style sheet of a page: warnings in the theme's colour; dark on it is legible in both."""
+    above, beside = _MARGINS
+    return (
+        # Room for words in the boxes of numbers, whatever the font.
+        "QDoubleSpinBox { min-width: 6.5em; }"
+        f'QLabel[warning="true"] {{ background: {color}; color: #1e1e21; '
+        f"border-radius: 2px; padding: {above}px {beside}px; }}"
+    )
 
 
 def as_button(button: PushButton) -> QPushButton:
