@@ -85,7 +85,7 @@ def _cut(pair: Pair, fraction: float) -> tuple[list[Pair], list[Pair]]:
     extent = pair.labels.shape[axis]
     at = extent - max(round(fraction * extent), 1)
     if at < 1:
-        raise OptionError("The image is too small to hold a part of it out; give --val 0.")
+        raise OptionError("The image is too small to hold a part of it out; hold out 0 of it.")
 
     def part(name: str, where: slice) -> Pair:
         index = (*[slice(None)] * axis, where)

@@ -69,7 +69,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         If there is no such file, or it is no state.
     """
     if not path.is_file():
-        raise CheckpointError(f"There is no {path} to resume from; leave --resume out to begin.")
+        raise CheckpointError(f"There is no {path} to resume from; begin again, without resuming.")
     try:
         with safe_open(path, framework="pt") as file:
             document = json.loads((file.metadata() or {})[_KEY])

@@ -64,7 +64,7 @@ class Targets:
         if self.kind == "instances" and count > 3:
             raise OptionError(
                 f"Objects are learned as background, foreground and contour, not as {count} "
-                "classes; say what the labels' numbers mean with --classes."
+                "classes; say what the labels' numbers mean (classes)."
             )
         object.__setattr__(self, "values", tuple(self.values) or tuple(range(count)))
         if len(set(self.values)) != count:
@@ -98,7 +98,7 @@ class Targets:
             found = labels.astype(np.int32)
         else:
             if int(labels.max(initial=0)) > 1 << 16:
-                raise ImageError("These labels number objects, not classes; leave --classes out.")
+                raise ImageError("These labels number objects, not classes; choose others.")
             table = np.full(max(int(labels.max(initial=0)), *self.values) + 1, -2, np.int32)
             table[list(self.values)] = np.arange(len(self.values))
             found = table[labels]
@@ -107,7 +107,7 @@ class Targets:
                 names = ", ".join(map(str, self.values))
                 raise ImageError(
                     f"The labels hold the number {int(labels[strange][0])}, which is none of the "
-                    f"classes ({names}); name it with --classes or correct the labels."
+                    f"classes ({names}); name it among the classes or correct the labels."
                 )
         return found if known is None else np.where(known, found, UNKNOWN).astype(np.int32)
 
