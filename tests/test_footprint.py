@@ -46,7 +46,8 @@ def run(half, config, shape):
         layout = torch.channels_last if config.ndim == 2 else torch.channels_last_3d
         lean = lean.to(dtype=dtype, memory_format=layout)
         predictor = TorchPredictor(lean, torch.device("cpu"), dtype)
-    predictor.start(np.ones((1, config.in_channels, *shape), np.float32)).result(None)
+    for _ in range(3):  # tile after tile, as in a large image: nothing may pile up
+        predictor.start(np.ones((1, config.in_channels, *shape), np.float32)).result(None)
     return status("VmHWM") - base
 
 for half, settings, shape in cases:
@@ -87,9 +88,7 @@ def test_the_peak_is_what_is_measured(name: str) -> None:
     assert done.returncode == 0, done.stderr
     for (half, settings, size), measured in zip(cases, done.stdout.split(), strict=True):
         modelled = footprint(UNetConfig(**settings), size, predictor=name, half=half).peak
-        # What the C library keeps of torch's maps depends on their order; more is assumed.
-        above = 1.15 if name == "openvino" else 1.35 if half else 1.2
-        assert 0.85 <= modelled / int(measured) <= above, (half, settings, size)
+        assert 0.87 <= modelled / int(measured) <= 1.15, (half, settings, size)
 
 
 @pytest.mark.parametrize(("settings", "shape"), NETWORKS)

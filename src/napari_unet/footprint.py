@@ -21,15 +21,15 @@ from math import prod
 
 from napari_unet.config import UNetConfig
 
-__all__ = ["Footprint", "Level", "footprint", "levels"]
+__all__ = ["KEPT", "SMALL", "Footprint", "Level", "footprint", "levels"]
 
 Shape = tuple[int, ...]
 
 # What either predictor keeps for itself: threads, generated kernels, small tensors.
 _BASE = {"torch": 16 << 20, "openvino": 24 << 20}
 # The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
-# back at once. OpenVINO plans all of its maps in one piece.
-_SMALL = 32 << 20
+# back at once (`torch_predictor` tells it to). OpenVINO plans all of its maps in one piece.
+SMALL, KEPT = 4 << 20, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,11 @@ class Footprint:
         Bytes held at once at most: activations, input, output, weights.
     weights : int
         Bytes of the weights alone, as often as they are held.
-    fresh : int
-        Bytes of maps too large for the C library to keep; torch gets each from the system anew.
     """
 
     flops: int
     peak: int
     weights: int
-    fresh: int
 
 
 def levels(config: UNetConfig, shape: Sequence[int]) -> tuple[Level, ...]:
@@ -139,8 +136,7 @@ def footprint(
     walk.run()
     packed = _packed(walk.maps) * 17 // 16 if predictor == "openvino" else _allocated(walk.maps)
     weights = walk.weights()
-    fresh = sum(held.size for held in walk.maps if held.size > _SMALL)
-    return Footprint(walk.flops, packed + weights + _BASE[predictor], weights, fresh)
+    return Footprint(walk.flops, packed + weights + _BASE[predictor], weights)
 
 
 @dataclass
@@ -160,15 +156,15 @@ class _Map:
 def _allocated(maps: list[_Map]) -> int:
     """Most bytes at a moment, for maps that are allocated one by one.
 
-    The C library keeps some of what small pieces took for the next ones; larger ones it gives
-    back at once.
+    The C library keeps some of what small pieces took for the next ones (`KEPT`); larger ones it
+    gives back at once.
     """
     most = kept = 0
     for now in range(len(maps)):
         held = [one for one in maps if one.start <= now <= one.stop]
-        small = sum(one.size for one in held if one.size <= _SMALL)
-        kept = max(small, min(kept, small + 2 * _SMALL))
-        most = max(most, kept + sum(one.size for one in held if one.size > _SMALL))
+        small = sum(one.size for one in held if one.size <= SMALL)
+        kept = max(small, min(kept, small + KEPT))
+        most = max(most, kept + sum(one.size for one in held if one.size > SMALL))
     return most
 
 
@@ -200,19 +196,17 @@ class _Walk:
     def weights(self) -> int:
         """Bytes of the weights where they run.
 
-        torch holds a copy made for inference, and lays one layer at a time out anew as it runs;
-        OpenVINO holds its own layout beside the graph's constants, which are the model's own but
-        for what is folded or taken apart.
+        torch holds a copy made for inference. OpenVINO holds its own layout beside the graph's
+        constants, which are the model's own but for what is folded or taken apart.
         """
         config = self.config
-        kernels = list(map(prod, config.kernels))
-        if self.predictor == "openvino":
-            pairs = zip(config.widths, config.up_widths, kernels, strict=False)
-            apart = sum((width + up) * width * kernel for width, up, kernel in pairs)
-            constants = apart if config.norm == "none" else config.n_parameters
-            return config.n_parameters * self.itemsize + 4 * constants
-        largest = max(w * w * kernel for w, kernel in zip(config.widths, kernels, strict=True))
-        return (config.n_parameters + largest) * self.itemsize
+        held = config.n_parameters * self.itemsize
+        if self.predictor == "torch":
+            return held
+        pairs = zip(config.widths, config.up_widths, map(prod, config.kernels), strict=False)
+        apart = sum((width + up) * width * kernel for width, up, kernel in pairs)
+        constants = apart if config.norm == "none" else config.n_parameters
+        return held + 4 * constants
 
     def run(self) -> None:
         """Follow the forward pass."""
@@ -264,12 +258,18 @@ class _Walk:
 
     def conv(self, inputs: int, outputs: int, size: Shape, level: int) -> _Map:
         """Compute a convolution."""
-        self.flops += 2 * inputs * outputs * prod(self.config.kernels[level]) * prod(size)
-        if self.predictor == "torch" and self.config.ndim == 3 and self.itemsize == 4:
-            # Computed in the library's own layout, then brought into ours.
-            own = self.hold(outputs, size)
-            return self.replace(own, self.hold(outputs, size))
-        return self.hold(outputs, size)
+        kernel = self.config.kernels[level]
+        self.flops += 2 * inputs * outputs * prod(kernel) * prod(size)
+        if self.predictor == "openvino":
+            return self.hold(outputs, size)
+        # torch lays the weights out for this one run, ...
+        weights = self.hold(inputs * outputs, kernel)
+        found = self.hold(outputs, size)
+        self.free(weights)
+        if self.config.ndim == 3 and self.itemsize == 4:
+            # ... and such maps first in the library's own layout.
+            found = self.replace(found, self.hold(outputs, size))
+        return found
 
     def hold(self, channels: int, size: Shape, itemsize: int = 0) -> _Map:
         """Allocate a map."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,10 @@ from napari_unet.config import UNetConfig
 from napari_unet.errors import GeometryError
 
 __all__ = ["UNet", "crop_skip", "fold_batch_norm", "he_initialise"]
+
+# Read by torch when it first makes a tensor: on Linux, maps then come in large pages, which the
+# system hands out several times as fast.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # The two classes of each take tuples of their own length, which types cannot tell apart.
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}

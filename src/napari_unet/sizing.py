@@ -15,8 +15,8 @@ __all__ = ["Sizing", "choose_tile"]
 
 # Of tiles that cost about the same the smallest is taken: results and a stop come sooner.
 _ABOUT_THE_SAME = 1.02
-# Per call, and per byte of maps so large that torch has them from the system anew each time.
-_CALL_SECONDS, _FRESH_SECONDS = 0.002, 2.5e-10
+# Of a call, whatever the tile.
+_CALL_SECONDS = 0.002
 _PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
@@ -78,8 +78,6 @@ def choose_tile(
             continue
         cost = footprint(config, shape, predictor=engine, half=half)
         each = cost.flops / speed + _CALL_SECONDS
-        if engine == "torch":
-            each += cost.fresh * _FRESH_SECONDS
         calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
         sizing = Sizing(shape, calls * cost.flops, peak, fits=True)
         found.append((calls * each, cost.flops, sizing))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_unet.errors import Cancelled
+from napari_unet.footprint import KEPT, SMALL
 from napari_unet.predictors import Pending, ShouldStop
 
 __all__ = ["TorchPredictor"]
@@ -38,6 +42,8 @@ class TorchPredictor:
         self.device, self.dtype, self.network = device, dtype, network
         self.ahead = int(device.type == "cuda")
         self._staging = _Staging(device) if self.ahead else None
+        if device.type == "cpu":
+            _give_maps_back()
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X)."""
@@ -56,6 +62,23 @@ class TorchPredictor:
         del pixels
         with _interruptible(self.network, should_stop):
             return self.network(given).float().contiguous()
+
+
+@cache
+def _give_maps_back() -> None:
+    """Let the C library give maps back to the system at once, as other systems' do by themselves.
+
+    Left alone, glibc comes to keep all up to 32 MiB in one heap, where maps of different sizes
+    leave holes that the next ones do not fit into: twice the memory by the third tile, and not to
+    be foreseen.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, SMALL)
+        mallopt(m_trim_threshold, KEPT)
 
 
 class _OnDemand:
