@@ -8,6 +8,8 @@ optional (``pip install "napari-valid-unet[openvino]"``).
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ __all__ = ["OpenVinoPredictor", "have_openvino"]
 
 _MUCH = 256 << 20
 _POLL_MS = 20  # how often a running tile asks whether to stop
+# Tiles that were given up, until the layer that ran then is done.
+_ending: list[Thread] = []
 
 
 def have_openvino() -> bool:
@@ -69,6 +73,8 @@ class OpenVinoPredictor:
         MemoryError
             If it says that memory ran out.
         """
+        while _ending:  # one tile's memory at a time
+            _ending.pop().join()
         try:
             if pixels.shape != self._shape:
                 self._compile(pixels.shape)
@@ -125,12 +131,16 @@ class _Running:
         return logits
 
     def drop(self) -> None:
-        """Stop after the layer that runs."""
+        """Stop after the layer that runs: up to a second, for which nobody waits but the next."""
         self._request.cancel()
-        try:
+        thread = Thread(target=self._end, name="end-tile")
+        _ending.append(thread)
+        thread.start()
+
+    def _end(self) -> None:
+        """Keep the request and its pixels until they are used no more."""
+        with suppress(RuntimeError):  # it says that it was cancelled
             self._request.wait()
-        except RuntimeError:
-            return  # it says that it was cancelled
 
 
 def _explained(error: RuntimeError) -> Exception:
