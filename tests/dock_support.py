@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,25 @@ pytest.importorskip("napari")
 from dock_models import bright_model
 from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QThreadPool
+from skimage.measure import label
 
 from napari_unet._napari.dock import UNetDock
 from napari_unet.errors import Cancelled
 from napari_unet.segmentation import Progress, Segmentation, segment_steps
 from napari_unet.tiling import Window
 
-__all__ = ["Held", "bright_squares", "dock", "finish", "fresh_settings", "notified"]
+__all__ = [
+    "Gated",
+    "Held",
+    "bright_squares",
+    "dock",
+    "finish",
+    "finish_training",
+    "fresh_settings",
+    "gated",
+    "notified",
+    "teachable",
+]
 
 
 def bright_squares(shape: tuple[int, ...] = (64, 96), step: int = 16) -> np.ndarray:
@@ -158,5 +170,86 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     """Segmentations wait after the first tile until the gate is opened."""
     fake = Held()
     monkeypatch.setattr("napari_unet.segmentation.segment_steps", fake)
+    yield fake
+    fake.gate.set()
+
+
+def finish_training(dock: UNetDock, qtbot: Any, timeout: int = 120_000) -> str:
+    """Wait for a training to end; what the page says then."""
+    qtbot.waitUntil(lambda: not dock.training.running, timeout=timeout)
+    return dock.training.controls.answer.text()
+
+
+@pytest.fixture
+def teachable(dock: UNetDock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UNetDock:
+    """A dock whose model finds nothing on the image that is there, and labels to learn from.
+
+    A training is 30 steps of one small tile.
+    """
+    from napari_unet._napari import train_worker
+    from napari_unet.config import UNetConfig
+    from napari_unet.training import plan
+
+    image, place = bright_squares((96, 128)), {"scale": (0.5, 0.5), "translate": (3, 5)}
+    dock.viewer.add_image(0.4 * image, name="cells", **place)
+    dock.viewer.add_labels(label(image > 0.5), name="truth", **place)
+    controls, recipe = dock.training.controls, train_worker._recipe
+    controls.folder.setText(str(tmp_path / "models"))
+    choices = controls.choices
+    controls.choices = lambda: replace(choices(), steps=30, rate=choices().rate or 0.02)
+
+    def smaller(*given: Any) -> Any:
+        return replace(recipe(*given), write=48, batch=1, every=10)
+
+    monkeypatch.setattr(train_worker, "_recipe", smaller)
+    monkeypatch.setattr(plan, "DEFAULT_CONFIG", UNetConfig(n_classes=3, widths=(4, 8)))
+    return dock
+
+
+@dataclass
+class Gated:
+    """In place of the core's `train_steps`: the real one, but no step is taken before its time.
+
+    Attributes
+    ----------
+    gate : threading.Event
+        Steps after the first `free` wait for it.
+    taken : int
+        Steps so far.
+    ended : threading.Event
+        Set once the generator is closed.
+    """
+
+    steps: Callable[..., Any]
+    free: int = 12
+    taken: int = 0
+    gate: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        steps = self.steps(*given, **more)
+        try:
+            while True:
+                while self.taken >= self.free and not self.gate.wait(0.01):
+                    if more["should_stop"]():
+                        break
+                try:
+                    progress = next(steps)
+                except StopIteration as stop:
+                    return stop.value
+                self.taken += 1
+                yield progress
+        finally:
+            steps.close()
+            self.ended.set()
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gated]:
+    """Trainings wait after twelve steps, when the first look is past, until the gate is opened."""
+    from napari_unet.training import loop
+
+    fake = Gated(loop.train_steps)
+    monkeypatch.setattr(loop, "train_steps", fake)
     yield fake
     fake.gate.set()

@@ -67,7 +67,13 @@ class UNetDock(QWidget):
         self.models = ModelChooser(self.controls, self.settings, self._on_model, self.fail, self)
         self.images = ImageChooser(self.viewer, self.controls.image, self._on_image)
         self.training = TrainPage(
-            self.viewer, self.models, self._segmenting, self._on_training, self._use, self
+            self.viewer,
+            self.settings,
+            self.models,
+            self._segmenting,
+            self._on_training,
+            self._use,
+            self,
         )
         self._arrange()
         self._connect()
@@ -170,6 +176,7 @@ class UNetDock(QWidget):
     def _on_preferences(self, *_: object) -> None:
         if not self.running:
             self.controls.show_saved(self.settings.saved)
+            self.training.on_preferences()
 
     def _on_theme(self, *_: object) -> None:
         from napari.utils.theme import get_theme

@@ -117,7 +117,7 @@ class TrainControls(QWidget):
         self.add_saved.setMenu(menu)
         self.pairs = QListWidget()
         self.pairs.setToolTip("What is learned from; empty: the image and labels chosen above.")
-        self.pairs.setMaximumHeight(_LIST_HEIGHT)
+        self.pairs.setFixedHeight(_LIST_HEIGHT)
         self.pairs.setSelectionMode(QListWidget.SelectionMode.ExtendedSelection)
         self.pairs.setMinimumWidth(80)
         self.remove = _button("Remove", "Take the selected pairs off the list; no file is deleted.")
@@ -172,7 +172,7 @@ class TrainControls(QWidget):
         self.name.setToolTip(
             "Name of the new model, and of its file. Default: the old model's and the image's."
         )
-        self.folder = QLineEdit(str(models_folder()))
+        self.folder = QLineEdit()
         self.folder.setToolTip(f"Folder of the new model. Default: {models_folder()}.")
         self.choose_folder = QPushButton("…")
         self.choose_folder.setToolTip("Choose the folder of the new model.")
@@ -182,6 +182,7 @@ class TrainControls(QWidget):
         self.resume = _button("Resume", "Go on where the training was interrupted.")
         self.discard = _button("Discard", "Forget the interrupted training; models stay.")
         self.button = QPushButton("Train")
+        self.button.setToolTip("Copy the pairs and learn from them (Enter).")
         self.bar = ProgressBar(min=0, max=1, value=0)
         native = cast("Any", self.bar.native)
         native.setTextVisible(False)
@@ -199,6 +200,11 @@ class TrainControls(QWidget):
     def _arrange(self) -> None:
         self.form = QWidget()
         form = form_in(self.form)
+        about = text_line()
+        about.setText(
+            "Make a model better on your images: it learns from labels that you drew or corrected."
+        )
+        form.addRow(about)
         form.addRow("Start from", self.start.native)
         self.kind_title = QLabel("Labels are")
         form.addRow(self.kind_title, self.kind.native)
@@ -274,6 +280,8 @@ class TrainControls(QWidget):
     def offer(self, box: ComboBox, choices: list[Any], value: Any) -> None:
         """Replace what a list offers, and choose a value."""
         with box.changed.blocked():
+            # What was there already would keep its place in the list.
+            box.choices = []
             box.choices = choices
             if choices:
                 box.value = value

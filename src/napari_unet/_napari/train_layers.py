@@ -56,16 +56,25 @@ class TrainLayers:
             self._preview.data = found
 
     def compare(self, done: Done) -> None:
-        """Put what both models find in the place of the preview."""
-        self._remove(self._preview)
+        """Show what both models find; the preview becomes the layer of the new one.
+
+        Removing a layer would stop the window for longer than adding one.
+        """
+        shown, preview = self._shown, self._preview
         self._preview = None
-        if self._shown is None or done.new is None:
+        if shown is None or done.new is None:
             return
         self._add_image()
-        for word, labels, visible in (("old", done.old, False), ("new", done.new, True)):
-            if labels is not None:
-                found = self._shown.lifted(self._coloured(labels))
-                self._add(f"{self._shown.name} ({word})", found, visible=visible)
+        if preview is None or preview not in self._viewer.layers:
+            preview = self._add(f"{shown.name} (new)", shown.lifted(self._coloured(done.new)))
+        else:
+            preview.data = shown.lifted(self._coloured(done.new))
+            preview.name, preview.editable = f"{shown.name} (new)", True
+        if done.old is not None:
+            old = shown.lifted(self._coloured(done.old))
+            below = self._viewer.layers.index(preview)
+            self._add(f"{shown.name} (old)", old, visible=False, index=below)
+            self._viewer.layers.selection.active = preview
 
     def remove(self) -> None:
         """Take away what the training added, as far as it is still there."""
@@ -91,7 +100,14 @@ class TrainLayers:
         name = f"{shown.name} (held out)"
         self._image = self._viewer.add_layer(Image(pixels, name=name, rgb=rgb))
 
-    def _add(self, name: str, labels: NDArray[np.int32], *, visible: bool = True) -> Any:
+    def _add(
+        self,
+        name: str,
+        labels: NDArray[np.int32],
+        *,
+        visible: bool = True,
+        index: int | None = None,
+    ) -> Any:
         from napari.layers import Labels
 
         assert self._shown is not None
@@ -104,7 +120,9 @@ class TrainLayers:
             **self._look,
             **({} if place is None else place.arguments()),
         )
-        return self._viewer.add_layer(layer)
+        layers = self._viewer.layers
+        layers.insert(len(layers) if index is None else index, layer)
+        return layer
 
     def _remove(self, layer: Layer | None) -> None:
         if layer is not None and layer in self._viewer.layers:

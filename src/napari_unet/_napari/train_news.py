@@ -33,8 +33,10 @@ class Shown:
 
     Parameters
     ----------
+    key : str
+        Its name among those that are held out.
     name : str
-        Of the image.
+        Of the image that it is, or is a part of.
     image : ndarray
         Its pixels.
     axes : str
@@ -45,6 +47,7 @@ class Shown:
         Where its first pixel lies; None where it comes from a file.
     """
 
+    key: str
     name: str
     image: NDArray[Any]
     axes: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -142,7 +143,8 @@ def keep(order: Order, start: Model | None, pairs: list[Pair]) -> None:
 
 def forget(out: Path) -> None:
     """Remove a state and what was kept beside it."""
-    _state(out).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        _state(out).unlink(missing_ok=True)
     shutil.rmtree(_folder(out), ignore_errors=True)
 
 

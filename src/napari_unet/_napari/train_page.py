@@ -12,7 +12,8 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_unet._napari.choosing import ModelChooser
 from napari_unet._napari.runner import Failure, Stopped
-from napari_unet._napari.train_controls import NOTHING, TrainControls
+from napari_unet._napari.settings import SavedTraining, Settings
+from napari_unet._napari.train_controls import NOTHING, TrainControls, models_folder
 from napari_unet._napari.train_news import Done, TrainUpdate
 from napari_unet._napari.train_order import Order, TrainChoices, forget, interrupted, recall
 from napari_unet._napari.train_pairs import collect
@@ -44,6 +45,8 @@ class TrainPage(QObject):
     ----------
     viewer : napari.viewer.Viewer
         Whose layers are learned from.
+    settings : Settings
+        Remember minutes, held-out part and folder.
     models : ModelChooser
         The model of the Segment page.
     busy : callable
@@ -59,6 +62,7 @@ class TrainPage(QObject):
     def __init__(
         self,
         viewer: napari.viewer.Viewer,
+        settings: Settings,
         models: ModelChooser,
         busy: Callable[[], bool],
         began: Callable[[bool], None],
@@ -66,13 +70,17 @@ class TrainPage(QObject):
         parent: QObject,
     ) -> None:
         super().__init__(parent)
+        self._settings = settings
         self._models, self._busy, self._began, self._use = models, busy, began, use
         self.failed = False
         self.done: Done | None = None
         self._named = False
         self.controls = TrainControls()
         self.session = TrainSession(viewer, self._show, self._on_ended, self)
-        self.picker = PairPicker(viewer, self.controls, self._ndim, self.say, self.fail, self)
+        self.on_preferences()
+        self.picker = PairPicker(
+            viewer, self.controls, self._ndim, self._suggest_name, self.say, self.fail, self
+        )
         self._connect()
         self.controls.show_answer("")
         self.controls.show_running(False, curves=False)
@@ -88,9 +96,10 @@ class TrainPage(QObject):
         controls.resume.clicked.connect(self.resume)
         controls.discard.clicked.connect(self.discard)
         controls.name.textEdited.connect(self._on_named)
-        controls.folder.editingFinished.connect(self._look_for_interrupted)
-        controls.choose_folder.clicked.connect(self._on_folder)
-        controls.image.changed.connect(self._suggest_name)
+        controls.folder.editingFinished.connect(self._on_folder)
+        controls.minutes.changed.connect(self._on_choice)
+        controls.held_out.changed.connect(self._on_choice)
+        controls.choose_folder.clicked.connect(self._choose_folder)
         controls.results.use.clicked.connect(self.use)
         controls.results.report.clicked.connect(self.report)
 
@@ -127,13 +136,30 @@ class TrainPage(QObject):
     def _on_named(self, text: str) -> None:
         self._named = bool(text.strip())
 
-    def _on_folder(self) -> None:
+    def on_preferences(self) -> None:
+        """Show what was saved."""
+        saved, controls = self._settings.training, self.controls
+        controls.minutes.value = saved.minutes
+        controls.held_out.value = saved.held_out
+        controls.folder.setText(saved.folder or str(models_folder()))
+
+    def _on_choice(self, *_: object) -> None:
+        folder = self.controls.folder.text().strip()
+        usual = folder in ("", str(models_folder()))
+        minutes, held_out = float(self.controls.minutes.value), float(self.controls.held_out.value)
+        self._settings.save(SavedTraining(minutes, held_out, "" if usual else folder))
+
+    def _choose_folder(self) -> None:
         name = QFileDialog.getExistingDirectory(
             self.controls, "Where new models go", self.controls.folder.text()
         )
         if name:
             self.controls.folder.setText(name)
-            self._look_for_interrupted()
+            self._on_folder()
+
+    def _on_folder(self) -> None:
+        self._on_choice()
+        self._look_for_interrupted()
 
     def _folder(self) -> Path:
         return Path(self.controls.folder.text().strip() or ".").expanduser()

@@ -54,6 +54,8 @@ class PairPicker(QObject):
         Show them.
     ndim : callable
         Spatial axes of the network.
+    changed : callable
+        Called when another image is chosen.
     say, fail : callable
         Called with words, and with a sentence about what is wrong.
     parent : QObject
@@ -65,13 +67,14 @@ class PairPicker(QObject):
         viewer: ViewerModel,
         controls: TrainControls,
         ndim: Callable[[], int],
+        changed: Callable[[], None],
         say: Callable[[str], None],
         fail: Callable[[str], None],
         parent: QObject,
     ) -> None:
         super().__init__(parent)
         self._viewer, self._controls, self._ndim = viewer, controls, ndim
-        self._say, self._fail = say, fail
+        self._changed, self._say, self._fail = changed, say, fail
         self.pairs: list[LayerPair | SavedPair] = []
         self._picked = False
         self._turn = 0
@@ -108,10 +111,12 @@ class PairPicker(QObject):
             chosen = fitting[0] if fitting else None
         controls.offer(controls.labels, [(layer.name, layer) for layer in fitting], chosen)
         shapes = [layer for layer in reversed(self._viewer.layers) if isinstance(layer, Shapes)]
-        choices = [EVERYTHING, VIEW, *((f"inside {layer.name}", layer) for layer in shapes)]
+        choices: list[tuple[str, Any]] = [(EVERYTHING, EVERYTHING), (VIEW, VIEW)]
+        choices += [(f"inside {layer.name}", layer) for layer in shapes]
         old = controls.reviewed.value
         value = old if old in (EVERYTHING, VIEW) or old in shapes else EVERYTHING
         controls.offer(controls.reviewed, choices, value)
+        self._changed()
 
     def _pick(self, *_: object) -> None:
         self._picked = self._controls.labels.value is not None

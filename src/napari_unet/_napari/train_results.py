@@ -121,7 +121,10 @@ def verdict(done: Done) -> str:
             "one. Give more labels or more minutes."
         )
     else:
-        found = f"{steps}. {name} is better than the old model on the held-out part."
+        found = (
+            f"{steps}. {name} is better than the old model on the held-out part: flip through the "
+            "layers (old) and (new)."
+        )
     if done.problem:
         return f"{found} It is not saved yet: {done.problem}"
     return f"{found} It is saved."

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainSession"]
 
-# The window is drawn before torch is imported.
+# In which the window is drawn before anything else is done.
 _A_FRAME_MS = 20
 
 
@@ -50,10 +50,18 @@ class TrainSession(QObject):
         self._layers = TrainLayers(viewer)
         self._run: Learning | None = None
         self.stopping = False
-        self._launch = QTimer(self)
-        self._launch.setSingleShot(True)
-        self._launch.setInterval(_A_FRAME_MS)
-        self._launch.timeout.connect(self._start_worker)
+        self._outcome: Done | Stopped | Failure | None = None
+        self._learning = False
+        # One thing at a time, so that the window is drawn in between.
+        self._launch = self._timer(self._start_worker)
+        self._settle = self._timer(self._finish)
+
+    def _timer(self, callback: Callable[[], None]) -> QTimer:
+        timer = QTimer(self)
+        timer.setSingleShot(True)
+        timer.setInterval(_A_FRAME_MS)
+        timer.timeout.connect(callback)
+        return timer
 
     @property
     def running(self) -> bool:
@@ -67,7 +75,7 @@ class TrainSession(QObject):
 
     def start(self, order: Order) -> None:
         """Begin a training."""
-        self.stopping = False
+        self.stopping = self._learning = False
         self._run = Learning(order, self._on_update, self._on_end)
         self._show(TrainUpdate("loading PyTorch and the model"))
         self._launch.start()
@@ -93,6 +101,7 @@ class TrainSession(QObject):
     def close(self) -> None:
         """End now, leave the state on the disk, and say nothing: the dock is going away."""
         self._launch.stop()
+        self._settle.stop()
         run, self._run = self._run, None
         if run is not None:
             run.abandon()
@@ -103,6 +112,10 @@ class TrainSession(QObject):
     def _on_update(self, update: TrainUpdate) -> None:
         if self._run is None:
             return
+        if update.step and not self._learning:
+            # By now torch has been imported.
+            self._learning = True
+            gc.freeze()
         if update.shown is not None:
             self._layers.begin(update.shown, update.card)
         self._show(update)
@@ -112,10 +125,15 @@ class TrainSession(QObject):
     def _on_end(self, outcome: Done | Stopped | Failure) -> None:
         if self._run is None:
             return
-        self._run = None
-        gc.unfreeze()
         if isinstance(outcome, Done):
             self._layers.compare(outcome)
         else:
             self._layers.remove()
-        self._ended(outcome)
+        self._outcome = outcome
+        self._settle.start()
+
+    def _finish(self) -> None:
+        outcome, self._outcome, self._run = self._outcome, None, None
+        gc.unfreeze()
+        if outcome is not None:
+            self._ended(outcome)

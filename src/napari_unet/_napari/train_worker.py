@@ -203,24 +203,21 @@ def _plan(order: Order, start: Model | None, pairs: list[Pair]) -> TrainingPlan:
 
 
 def _recipe(order: Order, start: Model | None, ndim: int) -> Any:
-    from napari_unet.training.recipe import Recipe
+    from napari_unet.training.recipe import Recipe, fine_tuning_recipe
 
     choices = order.choices
-    length: dict[str, Any] = (
-        {"steps": choices.steps} if choices.steps else {"minutes": choices.minutes}
-    )
-    recipe = Recipe(**length)
     changes: dict[str, Any] = {
         "seed": choices.seed,
         "device": choices.device,
         "precision": choices.precision,
+        **({"steps": choices.steps} if choices.steps else {"minutes": choices.minutes}),
     }
     if ndim == 3:
         changes["write"] = 64
-    rate = choices.rate or (1e-3 if start is not None else 0.0)
-    if rate:
-        changes["optimisation"] = replace(recipe.optimisation, rate=rate)
-    return replace(recipe, **changes)
+    recipe = Recipe(**changes) if start is None else fine_tuning_recipe(**changes)
+    if choices.rate:
+        recipe = replace(recipe, optimisation=replace(recipe.optimisation, rate=choices.rate))
+    return recipe
 
 
 def _shown(plan: TrainingPlan, pairs: list[Pair], places: dict[str, Placement]) -> Shown | None:
@@ -228,15 +225,15 @@ def _shown(plan: TrainingPlan, pairs: list[Pair], places: dict[str, Placement]) 
     if not plan.held:
         return None
     one = plan.held[0]
-    place, origin = places.get(one.name), (0,) * one.labels.ndim
+    name, place, origin = one.name, places.get(one.name), (0,) * one.labels.ndim
     if one.name not in {pair.name for pair in pairs} and len(pairs) == 1:
         # The end of the only image.
-        place = places.get(pairs[0].name)
+        name, place = pairs[0].name, places.get(pairs[0].name)
         extents = zip(pairs[0].labels.shape, one.labels.shape, strict=True)
         origin = tuple(whole - part for whole, part in extents)
     if place is not None:
         place = place.starting_at((*[0] * (len(place.scale) - len(origin)), *origin))
-    return Shown(one.name, one.image, one.axes, one.labels, place)
+    return Shown(one.name, name, one.image, one.axes, one.labels, place)
 
 
 def _so_far(order: Order, plan: TrainingPlan) -> TrainUpdate:
@@ -348,11 +345,11 @@ def _found(
     found: list[NDArray[np.int32] | None] = []
     models = (plan.before, replace(plan.model, network=trained.network))
     for model, looked in zip(models, (trained.before, trained.after), strict=True):
-        labels = None if looked is None else looked.labels.get(shown.name)
+        labels = None if looked is None else looked.labels.get(shown.key)
         if labels is None and model is not None:
             # A resumed run has the figures of its first part, but not the pictures.
             recipe = plan.recipe
             one = validate(model, plan.held[:1], recipe.targets, device=recipe.device)
-            labels = one.labels[shown.name]
+            labels = one.labels[shown.key]
         found.append(labels)
     return found[0], found[1]
