@@ -21,7 +21,10 @@ from napari_unet.checkpoint import Model
 from napari_unet.footprint import footprint
 from napari_unet.model import fold_batch_norm
 
-__all__ = ["convolution", "matrix_product", "openvino_graph", "openvino_tool"]
+__all__ = ["convolution", "matrix_product", "openvino_request", "openvino_tool"]
+
+# Converted graphs by model and tile; to convert one, torch runs it once.
+_graphs: dict[tuple[str, tuple[int, ...]], Any] = {}
 
 
 def _rate(call: Callable[[], Any], flops: float, seconds: float, device: torch.device) -> float:
@@ -64,36 +67,38 @@ def _graph(model: Model, tile: tuple[int, ...]) -> Any:
     """The network as OpenVINO itself converts it from torch."""
     import openvino
 
-    network = fold_batch_norm(model.network).eval()
-    example = torch.zeros(1, model.config.in_channels, *tile)
-    with warnings.catch_warnings():
-        # Sizes are fixed here: what tracing may not generalise to does not matter.
-        warnings.simplefilter("ignore")
-        return openvino.convert_model(network, example_input=example, input=[list(example.shape)])
+    key = model.card.name, tile
+    if key not in _graphs:
+        network = fold_batch_norm(model.network).eval()
+        example = torch.zeros(1, model.config.in_channels, *tile)
+        with warnings.catch_warnings():
+            # Sizes are fixed here: what tracing may not generalise to does not matter.
+            warnings.simplefilter("ignore")
+            _graphs[key] = openvino.convert_model(
+                network, example_input=example, input=[list(example.shape)]
+            )
+    return _graphs[key]
 
 
-def openvino_graph(
-    model: Model, tile: tuple[int, ...], precision: str, seconds: float
-) -> dict[str, float]:
-    """Run the graph in this process: nothing is read, mirrored or stitched."""
+def openvino_request(model: Model, tile: tuple[int, ...], precision: str) -> Callable[[], Any]:
+    """Compile the graph for this process; each call computes one tile of noise."""
     import openvino
 
     hints = {
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled = openvino.Core().compile_model(_graph(model, tile), "CPU", hints)
     request = compiled.create_infer_request()
     given = np.random.default_rng(0).random((1, model.config.in_channels, *tile), np.float32)
-    flops = footprint(model.config, tile).flops
-    rate = _rate(lambda: request.infer([given]), flops, seconds, torch.device("cpu"))
-    return {"flops_per_second": rate, "tile_seconds": flops / rate}
+    return lambda: request.infer([given])
 
 
 def openvino_tool(
     model: Model, tile: tuple[int, ...], precision: str, seconds: float
 ) -> dict[str, float] | None:
-    """The same by OpenVINO's `benchmark_app`; None where it is not installed."""
+    """FLOP/s by OpenVINO's own `benchmark_app`; None where it is not installed."""
     import openvino
 
     tool = shutil.which("benchmark_app", path=str(Path(sys.executable).parent))

@@ -1,4 +1,4 @@
-"""Plots of a result: ``python benchmarks/plots.py benchmarks/results/cpu.json``."""
+"""Plots of results: ``python benchmarks/plots.py benchmarks/results/cpu.json [MORE.json]``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from math import ceil, floor, log2, log10
 from pathlib import Path
 from typing import Any
 
+from verdicts import costs
+
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 GIB = 1 << 30
 WIDTH, HEIGHT = 720, 420
@@ -20,25 +22,34 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 210, 36, 48
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKS = ("circle", "square", "diamond")
 
-Line = tuple[str, list[tuple[float, float]]]
+# Of all ways that are measured: (a), (b), (c) and (d).
+WAYS = ("tutorial", "monai", "whole", "product float32", "product auto")
+DASHES = ("", "6 4", "2 3")
+
+Line = tuple[str, str, list[tuple[float, float]]]
 
 
-def curves(rows: Sequence[dict[str, Any]], network: str, along: str) -> list[Line]:
-    """Microseconds per pixel of each way, against the image's side or the budget."""
-    parts = {"size": ("ways", "large"), "memory": ("budget",)}[along]
-    found: dict[str, dict[float, float]] = defaultdict(dict)
+def by_size(rows: Sequence[dict[str, Any]], network: str) -> list[Line]:
+    """Microseconds per pixel of each way, against the image's side."""
+    found = costs(rows, network)
+    lines = [(network, way, sorted(found[way].items())) for way in WAYS if way in found]
+    return [line for line in lines if len(line[2]) > 1]
+
+
+def by_memory(rows: Sequence[dict[str, Any]], network: str) -> list[Line]:
+    """The same against the budget, in GiB."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        if row["part"] in parts and row.get("network") == network and "median" in row:
-            at = row[along] / GIB if along == "memory" else row[along]
-            # A side that was timed side by side with the others counts more than a run alone.
-            found[row["way"]].setdefault(at, 1 / row["megapixels_per_second"])
-    return [(way, sorted(points.items())) for way, points in found.items() if len(points) > 1]
+        if row["part"] == "budget" and row["network"] == network and "median" in row:
+            point = row["memory"] / GIB, 1 / row["megapixels_per_second"]
+            found[row["way"]].append(point)
+    return [(network, way, sorted(found[way])) for way in WAYS if len(found[way]) > 1]
 
 
 def figure(lines: Sequence[Line], title: str, across: str) -> str:
     """Draw both axes logarithmic, as SVG."""
-    xs = sorted({x for _, points in lines for x, _ in points})
-    ys = [y for _, points in lines for _, y in points]
+    xs = sorted({x for *_, points in lines for x, _ in points})
+    ys = [y for *_, points in lines for _, y in points]
     low, high = floor(log10(min(ys)) * 3) / 3, ceil(log10(max(ys)) * 3) / 3
     left, right = log2(xs[0]), log2(xs[-1])
 
@@ -64,15 +75,21 @@ def figure(lines: Sequence[Line], title: str, across: str) -> str:
     for y in ticks(low, high):
         (a, b), (right_end, _) = place(xs[0], y), place(xs[-1], y)
         parts += [rule(a, b, right_end, b), text(a - 6, b + 4, f"{y:g}", anchor="end")]
-    for number, (way, points) in enumerate(lines):
-        color, mark = COLORS[number % len(COLORS)], MARKS[number % len(MARKS)]
+    networks = sorted({network for network, *_ in lines})
+    for number, (network, way, points) in enumerate(lines):
+        # Colours and marks for ways, strokes for networks.
+        color, mark = COLORS[WAYS.index(way)], MARKS[WAYS.index(way) % len(MARKS)]
+        dash = DASHES[networks.index(network) % len(DASHES)]
         way_points = [place(x, y) for x, y in points]
         route = " ".join(f"{a:.1f},{b:.1f}" for a, b in way_points)
-        parts.append(f'<polyline points="{route}" fill="none" stroke="{color}" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{route}" fill="none" stroke="{color}" stroke-width="2" '
+            f'stroke-dasharray="{dash or "none"}"/>'
+        )
         at = TOP + 8 + 18 * number
         legend = (WIDTH - RIGHT + 22, at)
         parts += [dot(*point, color, mark) for point in (*way_points, legend)]
-        parts.append(text(WIDTH - RIGHT + 34, at + 4, way))
+        parts.append(text(WIDTH - RIGHT + 34, at + 4, f"{network}, {way}"))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -105,22 +122,27 @@ def dot(x: float, y: float, color: str, mark: str) -> str:
 
 
 def main() -> int:
-    """Draw every figure of a result."""
+    """Draw both figures of some results, which are of one machine."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--folder", type=Path, default=IMAGES)
     given = parser.parse_args()
-    document = json.loads(given.result.read_text())
+    documents = [json.loads(path.read_text()) for path in given.results]
+    rows = [row for document in documents for row in document["rows"]]
     given.folder.mkdir(parents=True, exist_ok=True)
-    where = document["environment"]
+    where = documents[0]["environment"]
     machine = where.get("gpu", {}).get("name") or f"processor, {where['threads']} threads"
-    for network in sorted({row["network"] for row in document["rows"] if "network" in row}):
-        for along, across in (("size", "side of the image, px"), ("memory", "budget, GiB")):
-            lines = curves(document["rows"], network, along)
-            if lines:
-                path = given.folder / f"cost-{along}-{network}-{given.result.stem}.svg"
-                path.write_text(figure(lines, f"{network}, {machine}", across), encoding="utf-8")
-                print(path)
+    device = "gpu" if "gpu" in where else "cpu"
+    networks = sorted({row["network"] for row in rows if "network" in row})
+    for name, curves, across in (
+        ("size", by_size, "side of the image, px"),
+        ("memory", by_memory, "budget, GiB"),
+    ):
+        lines = [line for network in networks for line in curves(rows, network)]
+        if lines:
+            path = given.folder / f"cost-{name}-{device}.svg"
+            path.write_text(figure(lines, f"Cost per pixel, {machine}", across), encoding="utf-8")
+            print(path)
     return 0
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from ceiling import convolution, matrix_product, openvino_graph, openvino_tool
+from ceiling import convolution, matrix_product, openvino_tool
 from measure import environment, image_file, peak_in_subprocess
-from ways import WAYS, network_of, run_way
+from verdicts import verdicts
+from ways import BARE, WAYS, network_of, run_way
 
 from napari_unet.errors import ValidUNetError
 from napari_unet.footprint import footprint
@@ -38,7 +39,7 @@ def parsed() -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--ways", nargs="+", choices=tuple(WAYS), default=None, help="default: all that fit")
+    add("--ways", nargs="+", choices=(*WAYS, *BARE), default=None, help="default: all that fit")
     add("--sizes", nargs="+", type=int, default=[1024, 2048, 4096], metavar="PX")
     add("--large", type=int, default=16384, metavar="PX", help="from disk (default: %(default)s)")
     add("--repeat", type=int, default=3, metavar="N", help="runs of each way")
@@ -47,7 +48,11 @@ def parsed() -> argparse.Namespace:
     add("--threads", type=int, default=0, help="of the processor (default: torch's)")
     add("--seconds", type=float, default=5.0, help="for each ceiling")
     add("--folder", type=Path, default=None, help="where images are kept between runs")
-    add("--name", default=None, help="of the result, results/NAME.json (default: the device's)")
+    add(
+        "--name",
+        default=None,
+        help="of the result, results/NAME.json (default: the device's); what it has already stays",
+    )
     add("--quick", action="store_true", help="small sizes, two runs: some minutes")
     given = parser.parse_args()
     if given.quick:
@@ -65,14 +70,17 @@ class Bench:
         self.given, self.folder = given, folder
         self.memory = int(given.memory * GIB)
         self.models = {name: network_of(name) for name in given.networks}
-        self.rows: list[dict[str, Any]] = []
         self.output = HERE / "results" / f"{given.name}.json"
+        self.rows = known_rows(self.output, given.device)
 
     def run(self) -> None:
         """All parts; what is there is saved after each row."""
         for part in self.given.parts:
-            for row in getattr(self, f"part_{part}")():
-                self.rows.append({"part": part, **row})
+            for found in getattr(self, f"part_{part}")():
+                row = {"part": part, **found}
+                # What was measured before, in another call, gives way.
+                self.rows = [old for old in self.rows if identity(old) != identity(row)]
+                self.rows.append(row)
                 print(_line(self.rows[-1]), flush=True)
                 self.save()
 
@@ -85,11 +93,12 @@ class Bench:
             "settings": {k: v for k, v in vars(self.given).items() if k != "folder"},
             "rows": self.rows,
             "ratios": ratios(self.rows),
+            "verdicts": verdicts(self.rows, self.given.device),
         }
         self.output.parent.mkdir(exist_ok=True)
         self.output.write_text(json.dumps(document, indent=1) + "\n")
 
-    def fitting(self, network: str, size: int) -> list[str]:
+    def fitting(self, network: str, size: int, *, bare: bool = False) -> list[str]:
         """Ways worth running: a pass over the whole image has to fit into memory."""
         config = self.models[network].config
         axis = config.geometry.axes[0]
@@ -103,14 +112,16 @@ class Bench:
         skip = {way for way in WAYS if way.startswith("whole") and needs > _MOST * there}
         if network == "paper":
             skip |= {"instances float32", "instances auto"}
-        return [way for way in self.given.ways or WAYS if way not in skip]
+        there_are = [*WAYS, *(BARE if bare and self.given.device == "cpu" else ())]
+        wanted = self.given.ways or there_are
+        return [way for way in there_are if way in wanted and way not in skip]
 
     def part_ways(self) -> Iterator[dict[str, Any]]:
         """Time all ways side by side in this process, in alternating order."""
         for network in self.given.networks:
             for size in self.given.sizes:
                 image = np.asarray(_read(image_file(size, self.folder)))
-                ways = self.fitting(network, size)
+                ways = self.fitting(network, size, bare=True)
                 times: dict[str, list[float]] = {way: [] for way in ways}
                 details: dict[str, dict[str, Any]] = {}
                 for way in ways:  # libraries and compilers
@@ -122,7 +133,8 @@ class Bench:
                             times[way].append(seconds)
                         details[way] = found
                 for way in ways:
-                    yield self.row(network, size, way, times[way], details[way])
+                    row = self.row(network, size, way, times[way], details[way])
+                    yield row | {"memory": self.memory}
 
     def timed(self, way: str, network: str, image: Any) -> tuple[float | None, dict[str, Any]]:
         """One run."""
@@ -131,7 +143,8 @@ class Bench:
             outcome = run_way(way, image, self.models[network], self.given.device, self.memory)
         except (ValidUNetError, MemoryError, torch.OutOfMemoryError) as error:
             return None, {"error": str(error)}
-        return time.perf_counter() - start, outcome.details
+        seconds = time.perf_counter() - start
+        return outcome.details.pop("seconds", seconds), outcome.details
 
     def row(
         self, network: str, size: int, way: str, seconds: list[float], details: dict[str, Any]
@@ -161,7 +174,8 @@ class Bench:
 
     def part_large(self) -> Iterator[dict[str, Any]]:
         """A large image from disk, and a smaller one for comparison."""
-        ways = self.given.ways or ["product float32", "product auto", "instances auto"]
+        usual = ["product float32", "product auto", "instances auto"]
+        ways = [way for way in self.given.ways or usual if way in WAYS]
         for network in self.given.networks:
             for way in ways:
                 if way.startswith("instances") and network == "paper":
@@ -194,30 +208,42 @@ class Bench:
                     yield from self.openvino(network, way, precision)
 
     def openvino(self, network: str, way: str, precision: str) -> Iterator[dict[str, Any]]:
-        """OpenVINO's figures at the tile that the product used last, or at the paper's."""
+        """The figure of OpenVINO's tool at the tile that the product used last, or the paper's."""
         model = self.models[network]
         used = [row for row in self.rows if (row.get("network"), row["way"]) == (network, way)]
         tiles = [tuple(row["tile"]) for row in used if "tile" in row]
         usual = model.config.geometry.axes[0].below(572) or 572
         tile = tiles[-1] if tiles else (usual, usual)
-        for what, tool in (("openvino", openvino_graph), ("benchmark_app", openvino_tool)):
-            found = tool(model, tile, precision, self.given.seconds)
-            if found is not None:
-                row = {"network": network, "way": what, "precision": precision, "tile": tile}
-                yield row | found
+        found = openvino_tool(model, tile, precision, self.given.seconds)
+        if found is not None:
+            row = {"network": network, "way": "benchmark_app", "precision": precision}
+            yield row | {"tile": tile} | found
+
+
+def known_rows(path: Path, device: str) -> list[dict[str, Any]]:
+    """Rows of a result that this run adds to; those of another machine are not mixed with it."""
+    if not path.exists():
+        return []
+    document = json.loads(path.read_text())
+    if document["environment"] != environment(device):
+        sys.exit(f"{path.name} is of another environment: choose another --name, or delete it.")
+    rows: list[dict[str, Any]] = document["rows"]
+    return rows
+
+
+def identity(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two rows the same measurement."""
+    precision = row.get("precision") if row["part"] == "ceiling" else None
+    names = ("part", "network", "size", "way", "memory")
+    return (*(row.get(name) for name in names), precision)
 
 
 def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times as fast each way is as others; and its share of OpenVINO's own figure."""
+    """How many times as fast each way is as others."""
     timed = {
         (row["network"], row["size"], row["way"]): row
         for row in rows
         if row["part"] == "ways" and "median" in row
-    }
-    bare = {
-        (row["network"], row["precision"]): row["flops_per_second"]
-        for row in rows
-        if row["way"] == "openvino"
     }
     found = []
     for (network, size, way), row in timed.items():
@@ -225,10 +251,6 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for other in ("tutorial", "monai", "whole", "whole product float32", "whole product auto"):
             if (network, size, other) in timed:
                 line[f"times {other}"] = timed[network, size, other]["median"] / row["median"]
-        best = bare.get((network, row.get("precision", "")))
-        if best and "flops" in row:
-            line["of openvino, all counted"] = row["flops"] / row["median"] / best
-            line["of openvino, tiles alone"] = row["flops"] / row["network_seconds"] / best
         found.append(line)
     return found
 
@@ -274,6 +296,10 @@ def main() -> int:
         print(
             " | ".join(f"{v:.2f} {k}" if isinstance(v, float) else str(v) for k, v in row.items())
         )
+    print()
+    for one in verdicts(bench.rows, given.device):
+        held = "holds" if one["holds"] else "FAILS"
+        print(f"{held} | {one['what']}: {one['found']:.3f} ({one['wanted']})")
     return 0
 
 

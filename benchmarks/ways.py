@@ -6,6 +6,7 @@ and gives one class per pixel, so that what differs is how.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ceiling import openvino_request
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -21,9 +23,10 @@ from napari_unet.config import UNetConfig
 from napari_unet.footprint import footprint
 from napari_unet.model import UNet, fold_batch_norm, he_initialise
 from napari_unet.options import Options
+from napari_unet.plan import plan_job
 from napari_unet.segmentation import Progress, segment_steps
 
-__all__ = ["WAYS", "Outcome", "network_of", "run_way"]
+__all__ = ["BARE", "WAYS", "Outcome", "network_of", "run_way"]
 
 ROI, OVERLAP = 512, 0.25
 
@@ -212,6 +215,47 @@ def _product(**settings: Any) -> Callable[..., Outcome]:
     return run
 
 
+def openvino(
+    image: Any,
+    model: Model,
+    device: torch.device,
+    *,
+    precision: str = "float32",
+    memory: int | None = None,
+) -> Outcome:
+    """(e) OpenVINO's own graph, on as many tiles of noise as the product computes of the image."""
+    options = Options(
+        output="classes", precision=precision, memory=memory, engine="openvino", device=str(device)
+    )
+    job = plan_job(image, model, options)
+    tile, tiles = job.plan.tile_shape, len(job.plan)
+    compute = openvino_request(model, tile, job.runtime.precision)
+    compute()
+    start = time.perf_counter()
+    for _ in range(tiles):
+        compute()
+    details = {
+        "seconds": time.perf_counter() - start,
+        "tile": list(tile),
+        "tiles": tiles,
+        "flops": tiles * footprint(model.config, tile).flops,
+        "precision": job.runtime.precision,
+    }
+    return Outcome(np.zeros((0, 0), np.uint8), details)
+
+
+def _openvino(precision: str) -> Callable[..., Outcome]:
+    def run(image: Any, model: Model, device: torch.device, **more: Any) -> Outcome:
+        return openvino(image, model, device, **(more | {"precision": precision}))
+
+    return run
+
+
+# What computes no image: it is timed beside the others, and nothing else is asked of it.
+BARE: dict[str, Callable[..., Outcome]] = {
+    "openvino float32": _openvino("float32"),
+    "openvino auto": _openvino("auto"),
+}
 WAYS: dict[str, Callable[..., Outcome]] = {
     "tutorial": tutorial,
     "monai": monai,
@@ -227,5 +271,5 @@ WAYS: dict[str, Callable[..., Outcome]] = {
 
 
 def run_way(name: str, image: Any, model: Model, device: str, memory: int | None) -> Outcome:
-    """Run one of `WAYS`; only the product's heed a memory budget."""
-    return WAYS[name](image, model, torch.device(device), memory=memory)
+    """Run one of `WAYS` or `BARE`; only the product's heed a memory budget."""
+    return (WAYS | BARE)[name](image, model, torch.device(device), memory=memory)
