@@ -148,10 +148,17 @@ def _main() -> None:
     # What every run needs once, whatever the image: libraries, threads.
     run_way(given["way"], np.zeros((64, 64), np.uint16), model, given["device"], given["memory"])
     image = read_image(given["path"], lazy_above=0).data
+    on_gpu = given["device"].startswith("cuda")
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_reserved()
     start = time.perf_counter()
     with Peak() as peak:
         outcome = run_way(given["way"], image, model, given["device"], given["memory"])
     seconds = time.perf_counter() - start
+    if on_gpu:
+        peak.most["gpu"] = torch.cuda.max_memory_reserved() - base
     print(json.dumps({"seconds": seconds, "peak_bytes": peak.most, **outcome.details}))
 
 

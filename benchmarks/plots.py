@@ -82,14 +82,12 @@ def figure(lines: Sequence[Line], title: str, across: str) -> str:
         dash = DASHES[networks.index(network) % len(DASHES)]
         way_points = [place(x, y) for x, y in points]
         route = " ".join(f"{a:.1f},{b:.1f}" for a, b in way_points)
-        parts.append(
-            f'<polyline points="{route}" fill="none" stroke="{color}" stroke-width="2" '
-            f'stroke-dasharray="{dash or "none"}"/>'
-        )
         at = TOP + 8 + 18 * number
         legend = (WIDTH - RIGHT + 22, at)
+        sample = f"{legend[0] - 12:.1f},{at} {legend[0] + 12:.1f},{at}"
+        parts += [stroke(line, color, dash) for line in (route, sample)]
         parts += [dot(*point, color, mark) for point in (*way_points, legend)]
-        parts.append(text(WIDTH - RIGHT + 34, at + 4, f"{network}, {way}"))
+        parts.append(text(WIDTH - RIGHT + 40, at + 4, f"{network}, {way}"))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -111,6 +109,12 @@ def text(x: float, y: float, words: str, *, size: int = 12, anchor: str = "start
 def rule(a: float, b: float, c: float, d: float) -> str:
     """A thin line."""
     return f'<path d="M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}" stroke="#ddd"/>'
+
+
+def stroke(points: str, color: str, dash: str) -> str:
+    """A curve."""
+    dashed = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"{dashed}/>'
 
 
 def dot(x: float, y: float, color: str, mark: str) -> str:

@@ -98,6 +98,8 @@ def _memory(rows: Sequence[Row]) -> Iterator[Verdict]:
     for row in own:
         above = max(0, 4 * row["size"] ** 2 - _LABELS_WITHIN)
         share = row["peak_bytes"]["own"] / (row["memory"] + above)
+        if "gpu" in row["peak_bytes"]:  # whose memory the budget is then
+            share = row["peak_bytes"]["gpu"] / row["memory"]
         words = f"{row['part']}, {row['network']}, {row['size']} px: {row['way']}"
         yield _at_most(f"{words}, share of {row['memory'] / (1 << 30):g} GiB", share, 1)
     pairs: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -106,7 +108,7 @@ def _memory(rows: Sequence[Row]) -> Iterator[Verdict]:
             pairs[row["network"], row["way"]].append(row)
     for (network, way), found in pairs.items():
         small, large = (pick(found, key=lambda row: row["size"]) for pick in (min, max))
-        if small is not large:
+        if small["size"] >= 2 * _FROM and small is not large:
             rest = large["peak_bytes"]["own"] - 4 * large["size"] ** 2
             what = f"{network}: {way}, {large['size']} px without labels, times {small['size']} px"
             yield _at_most(what, rest / small["peak_bytes"]["own"], _SAME_MEMORY)
