@@ -84,6 +84,9 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1, help="of the number of steps")
     parser.add_argument("--from", dest="start", help="model; only the last recipe is run, from it")
+    parser.add_argument(
+        "--finish", action="store_true", help="end an interrupted training with its best network"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     return parser
@@ -96,7 +99,8 @@ def train_task(task: Task, options: argparse.Namespace, *, val: float = 0.05) ->
     recipes = task.recipes[-1:] if start else task.recipes
     for number, recipe in enumerate(recipes, start=1):
         plan = _planned(task, pairs, recipe, options, start, val)
-        trained = _run(plan, state_path(options.out).with_suffix(f".training{number}"))
+        state = state_path(options.out).with_suffix(f".training{number}")
+        trained = _run(plan, state, finish=options.finish and state.exists())
         start = Model(replace(plan.model.card, settings=task.settings), trained.network)
     assert start is not None
     card = finished_card(plan, trained, None)
@@ -144,7 +148,7 @@ def _planned(
     return replace(plan, model=replace(plan.model, card=card))
 
 
-def _run(plan: TrainingPlan, state: Path) -> Trained:
+def _run(plan: TrainingPlan, state: Path, *, finish: bool) -> Trained:
     """Walk through a training, with a line for each look at the held-out images."""
 
     def tell(progress: Progress) -> None:
@@ -157,7 +161,13 @@ def _run(plan: TrainingPlan, state: Path) -> Trained:
             )
 
     steps = train_steps(
-        plan.model, plan.samples, plan.held, plan.recipe, state=state, resume=state.exists()
+        plan.model,
+        plan.samples,
+        plan.held,
+        plan.recipe,
+        state=state,
+        resume=state.exists(),
+        should_stop=(lambda: True) if finish else None,
     )
     return walk(steps, tell)
 

@@ -19,7 +19,7 @@ TASK = Task(
     UNetConfig(in_channels=3, n_classes=3, widths=(16, 32, 64, 128), norm="batch"),
     (
         Recipe(
-            steps=2500,
+            steps=2000,
             weighting=Weighting("gaps", classes=(1, 1, 2)),
             augmentation=Augmentation(scale=0.35, elastic=2, knots=11, contrast=0.4),
         ),

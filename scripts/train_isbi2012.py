@@ -34,7 +34,7 @@ TASK = Task(
     UNetConfig(widths=(16, 32, 64, 128), norm="batch"),
     (
         Recipe(
-            steps=2500,
+            steps=2000,
             weighting=Weighting("none"),
             augmentation=Augmentation(scale=0.2, elastic=6, knots=6, contrast=0.4),
         ),
