@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from napari_unet.errors import Cancelled
 from napari_unet.model import UNet
 from napari_unet.predictors import Predictor
 from napari_unet.predictors.lean import LeanUNet
-from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
+from napari_unet.predictors.openvino_predictor import OpenVinoPredictor, _Running
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
 CPU = torch.device("cpu")
@@ -95,6 +96,36 @@ def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
         predictor.start(pixels).result(lambda: next(asked) >= 1)
     predictor.start(pixels).drop()
     assert np.array_equal(predictor.start(pixels).result(None), whole)
+
+
+def test_nobody_waits_for_the_layer_that_runs_but_the_next_tile() -> None:
+    pytest.importorskip("openvino")
+    layer_ends, ended = threading.Event(), []
+
+    class Request:
+        """One whose layer takes long."""
+
+        def wait_for(self, _: int) -> bool:
+            return False
+
+        def cancel(self) -> None:
+            """Only after the layer."""
+
+        def wait(self) -> None:
+            ended.append(layer_ends.wait(60))
+            raise RuntimeError("Infer Request was canceled")
+
+    network = network_of({})
+    pixels = pixels_for(network.config)
+    with pytest.raises(Cancelled):
+        _Running(Request(), pixels).result(lambda: True)
+    assert not ended
+    timer = threading.Timer(0.1, layer_ends.set)
+    timer.start()
+    pending = predictor_of("openvino", network, half=False).start(pixels)
+    assert ended == [True]
+    pending.result(None)
+    timer.join()
 
 
 def test_the_lean_network_leaves_the_models_own() -> None:
