@@ -29,6 +29,7 @@ __all__ = [
     "Held",
     "bright_squares",
     "dock",
+    "fewer_steps",
     "finish",
     "finish_training",
     "fresh_settings",
@@ -174,6 +175,13 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
     fake.gate.set()
 
 
+def fewer_steps(dock: UNetDock) -> None:
+    """For tests that do not look at what is learned."""
+    controls = dock.training.controls
+    choose = controls.choices
+    controls.choices = lambda: replace(choose(), steps=4)
+
+
 def finish_training(dock: UNetDock, qtbot: Any, timeout: int = 120_000) -> str:
     """Wait for a training to end; what the page says then."""
     qtbot.waitUntil(lambda: not dock.training.running, timeout=timeout)
@@ -195,11 +203,11 @@ def teachable(dock: UNetDock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     dock.viewer.add_labels(label(image > 0.5), name="truth", **place)
     controls, recipe = dock.training.controls, train_worker._recipe
     controls.folder.setText(str(tmp_path / "models"))
-    choices = controls.choices
-    controls.choices = lambda: replace(choices(), steps=30, rate=choices().rate or 0.02)
+    choose = controls.choices
+    controls.choices = lambda: replace(choose(), steps=30, rate=choose().rate or 0.02)
 
     def smaller(*given: Any) -> Any:
-        return replace(recipe(*given), write=48, batch=1, every=10)
+        return replace(recipe(*given), write=48 if given[2] == 2 else 16, batch=1, every=10)
 
     monkeypatch.setattr(train_worker, "_recipe", smaller)
     monkeypatch.setattr(plan, "DEFAULT_CONFIG", UNetConfig(n_classes=3, widths=(4, 8)))

@@ -15,6 +15,7 @@ from dock_models import bright_model
 from dock_support import (
     bright_squares,
     dock,
+    fewer_steps,
     finish_training,
     fresh_settings,
     notified,
@@ -108,6 +109,7 @@ def test_a_worse_model_leaves_the_old_one(teachable: UNetDock, qtbot: Any, tmp_p
 @pytest.mark.parametrize("kind", ["objects", "classes"])
 def test_from_nothing(teachable: UNetDock, qtbot: Any, kind: str) -> None:
     controls = teachable.training.controls
+    fewer_steps(teachable)
     assert controls.kind.native.isHidden()
     controls.start.value, controls.kind.value = "nothing", kind
     assert not controls.kind.native.isHidden()
@@ -117,7 +119,7 @@ def test_from_nothing(teachable: UNetDock, qtbot: Any, kind: str) -> None:
         truth.data = np.where(truth.data > 0, 1 + 4 * (truth.data % 2), 0)
     controls.button.click()
     words = finish_training(teachable, qtbot)
-    assert "no older model" in words, words
+    assert "there is no older model" in words, words
     done = teachable.training.done
     assert done is not None
     names = [info.name for info in done.card.classes]
@@ -127,6 +129,40 @@ def test_from_nothing(teachable: UNetDock, qtbot: Any, kind: str) -> None:
     assert ("IoU class 5" in titles) == (kind == "classes")
     assert all(row[1] == "–" for row in controls.results.cells()[1:])
     assert [layer.name for layer in teachable.viewer.layers][2:] == ["cells (new)"]
+
+
+def test_a_plane_of_a_stack(teachable: UNetDock, qtbot: Any) -> None:
+    viewer = teachable.viewer
+    image, truth = (np.repeat(viewer.layers[n].data[None], 3, axis=0) for n in ("cells", "truth"))
+    truth[::2] = 0
+    viewer.layers.clear()
+    stack = viewer.add_image(image, name="stack", scale=(2, 0.5, 0.5), translate=(1, 2, 3))
+    viewer.add_labels(truth, scale=(2, 0.5, 0.5), translate=(1, 2, 3))
+    fewer_steps(teachable)
+    teachable.training.train()
+    words = finish_training(teachable, qtbot)
+    assert not teachable.training.failed, words
+    new = labels_named(teachable, "stack[1] (new)")
+    assert new.data.shape == (1, 96, 19)
+    np.testing.assert_allclose(new.data_to_world((0, 0, 0)), stack.data_to_world((1, 0, 109)))
+
+
+def test_volumes(teachable: UNetDock, qtbot: Any) -> None:
+    viewer, controls = teachable.viewer, teachable.training.controls
+    viewer.layers.clear()
+    image = np.repeat(bright_squares((32, 64))[None], 16, axis=0)
+    stack = viewer.add_image(image, name="stack", scale=(2, 1, 1))
+    viewer.add_labels(label(image > 0.5), scale=(2, 1, 1))
+    fewer_steps(teachable)
+    controls.start.value = "volumes"
+    teachable.training.train()
+    words = finish_training(teachable, qtbot)
+    assert not teachable.training.failed, words
+    assert teachable.training.done is not None
+    assert teachable.training.done.card.config.ndim == 3
+    new = labels_named(teachable, "stack (new)")
+    assert new.data.shape == (16, 32, 10)
+    np.testing.assert_allclose(new.data_to_world((0, 0, 0)), stack.data_to_world((0, 0, 54)))
 
 
 def test_saved_pairs_are_learned_from(teachable: UNetDock, qtbot: Any, tmp_path: Path) -> None:
@@ -149,6 +185,7 @@ def test_saved_pairs_are_learned_from(teachable: UNetDock, qtbot: Any, tmp_path:
     qtbot.waitUntil(lambda: bool(page.picker.pairs), timeout=20_000)
     assert controls.pairs.item(0).text() == ("cells.ome.tif: 96x128, 48 objects, reviewed part")
     controls.held_out.value = 50
+    fewer_steps(teachable)
     page.train()
     words = finish_training(teachable, qtbot)
     assert not page.failed, words

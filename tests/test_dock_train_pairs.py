@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("napari")
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from napari.layers import Image, Labels, Shapes
@@ -44,6 +44,7 @@ def transforms(random: np.random.Generator) -> dict[str, Any]:
     }
 
 
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000))
 def test_shapes_are_rasterised_where_they_lie_in_the_world(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -159,6 +160,7 @@ def test_what_does_not_go_together_is_told(
 DTYPES = ("uint8", "uint16", "int16", "uint32", "float32", "float64")
 
 
+@settings(max_examples=40)
 @given(
     dtype=st.sampled_from(DTYPES),
     axes=st.sampled_from(("YX", "YXC", "ZYX", "ZYXC")),

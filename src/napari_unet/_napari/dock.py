@@ -22,7 +22,7 @@ from napari_unet._napari.request import Notice, Request, check, match, resolve
 from napari_unet._napari.session import Session
 from napari_unet._napari.settings import Settings
 from napari_unet._napari.train_page import TrainPage
-from napari_unet._napari.widgets import as_button, warnings_in
+from napari_unet._napari.widgets import as_button, pressed_by_enter, warnings_in
 from napari_unet.checkpoint import Card, find_checkpoint
 from napari_unet.errors import ImageError, ValidUNetError
 
@@ -104,10 +104,7 @@ class UNetDock(QWidget):
     def _connect(self) -> None:
         controls, button = self.controls, as_button(self.controls.button)
         button.clicked.connect(self._on_button)
-        for key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
-            enter = QShortcut(QKeySequence(key), button)
-            enter.setContext(Qt.ShortcutContext.WidgetShortcut)
-            enter.activated.connect(button.click)
+        pressed_by_enter(button)
         self._escape = QShortcut(QKeySequence(Qt.Key.Key_Escape), self)
         self._escape.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
         self._escape.activated.connect(self.cancel)

@@ -15,6 +15,7 @@ from qtpy.QtWidgets import (
     QListWidget,
     QMenu,
     QPushButton,
+    QScrollArea,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
@@ -28,15 +29,16 @@ from napari_unet._napari.widgets import (
     folding_button,
     form_in,
     mark,
+    pressed_by_enter,
     side_by_side,
     text_line,
     whole_number,
 )
 from napari_unet.options import DEVICES, PRECISIONS
 
-__all__ = ["EVERYTHING", "NOTHING", "VIEW", "TrainControls", "models_folder"]
+__all__ = ["EVERYTHING", "NOTHING", "VIEW", "VOLUMES", "TrainControls", "models_folder"]
 
-NOTHING = "nothing"  # instead of a model to start from
+NOTHING, VOLUMES = "nothing", "volumes"  # instead of a model to start from: 2-D, 3-D
 EVERYTHING, VIEW = "all of it", "the visible region"
 _LIST_HEIGHT = 78  # px
 
@@ -183,6 +185,7 @@ class TrainControls(QWidget):
         self.discard = _button("Discard", "Forget the interrupted training; models stay.")
         self.button = QPushButton("Train")
         self.button.setToolTip("Copy the pairs and learn from them (Enter).")
+        pressed_by_enter(self.button)
         self.bar = ProgressBar(min=0, max=1, value=0)
         native = cast("Any", self.bar.native)
         native.setTextVisible(False)
@@ -275,7 +278,13 @@ class TrainControls(QWidget):
             seed=int(self.seed.value),
             device=str(self.device.value),
             precision=str(self.precision.value),
+            ndim=3 if self.start.value == VOLUMES else 2,
         )
+
+    @property
+    def anew(self) -> bool:
+        """Whether the network shall know nothing at first."""
+        return self.start.value in (NOTHING, VOLUMES)
 
     def offer(self, box: ComboBox, choices: list[Any], value: Any) -> None:
         """Replace what a list offers, and choose a value."""
@@ -331,3 +340,12 @@ class TrainControls(QWidget):
         native.setRange(0, total)
         native.setValue(done)
         self.words.setText(text)
+
+    def reveal(self, widget: QWidget) -> None:
+        """Scroll until something is in view, where the page is longer than the dock."""
+        view = self.parentWidget()
+        area = None if view is None else view.parentWidget()
+        layout = self.layout()
+        if isinstance(area, QScrollArea) and layout is not None:
+            layout.activate()
+            area.ensureWidgetVisible(widget)

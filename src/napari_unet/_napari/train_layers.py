@@ -55,13 +55,12 @@ class TrainLayers:
         elif self._preview in self._viewer.layers:
             self._preview.data = found
 
-    def compare(self, done: Done) -> None:
-        """Show what both models find; the preview becomes the layer of the new one.
+    def show_new(self, done: Done) -> None:
+        """Show what the new model finds: the preview becomes its layer.
 
         Removing a layer would stop the window for longer than adding one.
         """
         shown, preview = self._shown, self._preview
-        self._preview = None
         if shown is None or done.new is None:
             return
         self._add_image()
@@ -70,11 +69,17 @@ class TrainLayers:
         else:
             preview.data = shown.lifted(self._coloured(done.new))
             preview.name, preview.editable = f"{shown.name} (new)", True
-        if done.old is not None:
-            old = shown.lifted(self._coloured(done.old))
-            below = self._viewer.layers.index(preview)
-            self._add(f"{shown.name} (old)", old, visible=False, index=below)
-            self._viewer.layers.selection.active = preview
+        self._preview = preview
+
+    def show_old(self, done: Done) -> None:
+        """Put what the old model finds below that, hidden."""
+        shown, new, layers = self._shown, self._preview, self._viewer.layers
+        self._preview = None
+        if shown is None or done.old is None or new not in layers:
+            return
+        old = shown.lifted(self._coloured(done.old))
+        self._add(f"{shown.name} (old)", old, visible=False, index=layers.index(new))
+        layers.selection.active = new
 
     def remove(self) -> None:
         """Take away what the training added, as far as it is still there."""

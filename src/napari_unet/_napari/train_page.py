@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog
 from napari_unet._napari.choosing import ModelChooser
 from napari_unet._napari.runner import Failure, Stopped
 from napari_unet._napari.settings import SavedTraining, Settings
-from napari_unet._napari.train_controls import NOTHING, TrainControls, models_folder
+from napari_unet._napari.train_controls import NOTHING, VOLUMES, TrainControls, models_folder
 from napari_unet._napari.train_news import Done, TrainUpdate
 from napari_unet._napari.train_order import Order, TrainChoices, forget, interrupted, recall
 from napari_unet._napari.train_pairs import collect
@@ -116,17 +116,21 @@ class TrainPage(QObject):
         name = "the model" if opened is None else opened.card.name
         controls = self.controls
         value = controls.start.value or "model"
-        controls.offer(controls.start, [(name, "model"), ("nothing (new)", NOTHING)], value)
+        controls.offer(
+            controls.start,
+            [(name, "model"), ("nothing (2-D)", NOTHING), ("nothing (3-D)", VOLUMES)],
+            value,
+        )
         self._on_start()
 
     def _on_start(self, *_: object) -> None:
-        self.controls.show_kind(self.controls.start.value == NOTHING)
+        self.controls.show_kind(self.controls.anew)
         self._suggest_name()
 
     def _ndim(self) -> int:
         """Spatial axes of the network."""
         opened = self._models.opened
-        if self.controls.start.value == NOTHING or opened is None:
+        if self.controls.anew or opened is None:
             return self._choices().ndim
         return int(opened.card.config.ndim)
 
@@ -169,7 +173,7 @@ class TrainPage(QObject):
         if self._named:
             return
         image, opened = self.controls.image.value, self._models.opened
-        new = self.controls.start.value == NOTHING or opened is None
+        new = self.controls.anew or opened is None
         parts = ["unet" if new or opened is None else opened.card.name]
         if image is not None:
             parts.append(image.name)
@@ -193,7 +197,7 @@ class TrainPage(QObject):
         if self._busy() or self._models.busy:
             self.say(_OPENING if self._models.busy else _SEGMENTING)
             return
-        new = self.controls.start.value == NOTHING
+        new = self.controls.anew
         opened = self._models.opened
         if opened is None and not new:
             self.fail(_NO_MODEL)
@@ -225,7 +229,7 @@ class TrainPage(QObject):
         ndim = self._ndim()
         collected = tuple(part for one in layers for part in collect(one, ndim))
         choices = self._choices()
-        if self.controls.start.value == NOTHING and self.controls.kind.value == "classes":
+        if self.controls.anew and self.controls.kind.value == "classes":
             choices = self.picker.with_classes(choices, collected)
         return Order(start, collected, tuple(files), choices, out)
 
@@ -238,6 +242,7 @@ class TrainPage(QObject):
         self.controls.stop.setEnabled(True)
         self.controls.pause.setEnabled(True)
         self.controls.show_running(True, curves=True)
+        self.controls.reveal(self.controls.running_buttons)
         self._began(True)
         self.session.start(order)
 
@@ -245,6 +250,8 @@ class TrainPage(QObject):
         """Hold the training up, or let it go on."""
         self.session.pause()
         self.controls.show_paused(self.session.paused)
+        if self.session.paused:
+            self.controls.words.setText("pausing after this step")
 
     def stop(self) -> None:
         """End it, and keep the best network."""
@@ -311,6 +318,7 @@ class TrainPage(QObject):
             self.fail(outcome.message)
         else:
             self.say(_NOT_BEGUN)
+        self.controls.reveal(self.controls.answer if done is None else self.controls.results)
 
     # --- afterwards ----------------------------------------------------------------------------
 

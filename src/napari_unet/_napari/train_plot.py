@@ -12,8 +12,9 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 __all__ = ["CurvePlot"]
 
 Points = Sequence[tuple[int, float]]
-# Told apart also by people who do not see red and green, on dark and on light.
-_LOSS, _SCORE = QColor("#e69f00"), QColor("#3d9be9")
+# Told apart also by people who do not see red and green; on dark, and on light.
+_LOSS, _SCORE = (("#e69f00", "#a85f00"), ("#4aa3ec", "#1c66a8"))
+_MIDDLE = 128  # of the lightness of a background
 _HEIGHT = 150  # px
 _LATEST = 400  # points that are drawn of a curve
 
@@ -71,12 +72,21 @@ class CurvePlot(QWidget):
         painter.setFont(font)
         letters = painter.fontMetrics()
         high, wide = letters.height(), letters.horizontalAdvance("0.000")
-        area = QRectF(self.rect()).adjusted(wide + 4, high + 2, -wide - 4, -high - 4)
+        area = QRectF(self.rect()).adjusted(wide + 4, 1.7 * high, -wide - 4, -high - 4)
         text = self.palette().color(QPalette.ColorRole.WindowText)
+        on_light = text.lightness() < _MIDDLE
         steps = max([self.total, 1, *(step for step, _ in (*self.loss, *self.scores))])
         self._frame(painter, area, text, steps, high)
-        self._axis(painter, area, high, self.loss, ("loss", _LOSS, True), _nice(self.loss), steps)
-        scored = (self.measure or "score", _SCORE, False)
+        self._axis(
+            painter,
+            area,
+            high,
+            self.loss,
+            ("loss", QColor(_LOSS[on_light]), True),
+            _nice(self.loss),
+            steps,
+        )
+        scored = (self.measure or "score", QColor(_SCORE[on_light]), False)
         self._axis(painter, area, high, self.scores, scored, _nice(self.scores), steps)
         painter.end()
 

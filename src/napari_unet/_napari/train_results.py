@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from napari_unet._napari.runner import duration
 from napari_unet._napari.train_news import MEASURES, Done
 from napari_unet._napari.widgets import side_by_side
 
@@ -109,12 +110,15 @@ def rows_of(done: Done) -> list[tuple[str, str, str]]:
 def verdict(done: Done) -> str:
     """Say in words what came out."""
     trained, name = done.trained, done.card.name
-    minutes = trained.seconds / 60
-    steps = f"{trained.steps:,} steps in {minutes:.1f} minutes"
+    count = f"{trained.steps:,} step{'s' * (trained.steps != 1)}"
+    steps = f"{count} in {duration(trained.seconds)}"
     if trained.after is None:
         found = f"{steps}. Nothing was held out, so nothing tells how good {name} is."
     elif trained.before is None:
-        found = f"{steps}. {name} has learned; there is no older model to compare it with."
+        why = "there is no older model"
+        if done.order.start is not None:
+            why = "the old model takes other images, or gives other classes"
+        found = f"{steps}. {name} has learned; there is nothing to compare it with, as {why}."
     elif trained.worse:
         return (
             f"{steps}. The old model stays: on the held-out part it is at least as good as the new "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject, QTimer
@@ -50,11 +51,11 @@ class TrainSession(QObject):
         self._layers = TrainLayers(viewer)
         self._run: Learning | None = None
         self.stopping = False
-        self._outcome: Done | Stopped | Failure | None = None
+        self._left: list[Callable[[], None]] = []
         self._learning = False
         # One thing at a time, so that the window is drawn in between.
         self._launch = self._timer(self._start_worker)
-        self._settle = self._timer(self._finish)
+        self._settle = self._timer(self._go_on_ending)
 
     def _timer(self, callback: Callable[[], None]) -> QTimer:
         timer = QTimer(self)
@@ -102,6 +103,7 @@ class TrainSession(QObject):
         """End now, leave the state on the disk, and say nothing: the dock is going away."""
         self._launch.stop()
         self._settle.stop()
+        self._left = []
         run, self._run = self._run, None
         if run is not None:
             run.abandon()
@@ -126,14 +128,21 @@ class TrainSession(QObject):
         if self._run is None:
             return
         if isinstance(outcome, Done):
-            self._layers.compare(outcome)
+            self._left = [
+                partial(self._layers.show_new, outcome),
+                partial(self._layers.show_old, outcome),
+            ]
         else:
-            self._layers.remove()
-        self._outcome = outcome
-        self._settle.start()
+            self._left = [self._layers.remove]
+        self._left.append(partial(self._finish, outcome))
+        self._go_on_ending()
 
-    def _finish(self) -> None:
-        outcome, self._outcome, self._run = self._outcome, None, None
+    def _go_on_ending(self) -> None:
+        self._left.pop(0)()
+        if self._left:
+            self._settle.start()
+
+    def _finish(self, outcome: Done | Stopped | Failure) -> None:
+        self._run = None
         gc.unfreeze()
-        if outcome is not None:
-            self._ended(outcome)
+        self._ended(outcome)

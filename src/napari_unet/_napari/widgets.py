@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from magicgui.widgets import ComboBox, FloatSpinBox, PushButton
 from qtpy.QtCore import Qt
+from qtpy.QtGui import QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -25,6 +26,7 @@ __all__ = [
     "form_in",
     "mark",
     "narrow",
+    "pressed_by_enter",
     "side_by_side",
     "text_line",
     "warnings_in",
@@ -146,6 +148,14 @@ def warnings_in(color: str) -> str:
         f'QLabel[warning="true"] {{ background: {color}; color: #1e1e21; '
         f"border-radius: 2px; padding: {above}px {beside}px; }}"
     )
+
+
+def pressed_by_enter(button: QPushButton) -> None:
+    """Let both Enter keys press a button that has the focus."""
+    for key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+        enter = QShortcut(QKeySequence(key), button)
+        enter.setContext(Qt.ShortcutContext.WidgetShortcut)
+        enter.activated.connect(button.click)
 
 
 def as_button(button: PushButton) -> QPushButton:
