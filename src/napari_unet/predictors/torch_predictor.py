@@ -42,17 +42,19 @@ class TorchPredictor:
         self.device, self.dtype, self.network = device, dtype, network
         self.ahead = int(device.type == "cuda")
         self._staging = _Staging(device) if self.ahead else None
-        if device.type == "cpu":
-            _give_maps_back()
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X)."""
         if self._staging is not None:
             return _OnGpu(self, self._staging, pixels)
+        if self.device.type == "cpu":
+            _keep(SMALL, KEPT)
         return _OnDemand(self, pixels)
 
     def rest(self) -> None:
-        """Nothing is held between tiles."""
+        """Leave the C library to others as they know it: training would be a tenth slower."""
+        if self.device.type == "cpu":
+            _keep(*_USUAL)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor, should_stop: ShouldStop = None) -> Tensor:
@@ -64,21 +66,27 @@ class TorchPredictor:
             return self.network(given).float().contiguous()
 
 
-@cache
-def _give_maps_back() -> None:
-    """Let the C library give maps back to the system at once, as other systems' do by themselves.
+# What glibc itself comes to keep once larger pieces were freed: the most it lets itself keep.
+_USUAL = 32 << 20, 64 << 20
+
+
+def _keep(pieces: int, heap: int) -> None:
+    """Let the C library keep freed pieces up to so many bytes, and so many of them in all.
 
     Left alone, glibc comes to keep all up to 32 MiB in one heap, where maps of different sizes
     leave holes that the next ones do not fit into: twice the memory by the third tile, and not to
-    be foreseen.
+    be foreseen. Other systems give maps back by themselves.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _mallopt()
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, SMALL)
-        mallopt(m_trim_threshold, KEPT)
+        mallopt(m_mmap_threshold, pieces)
+        mallopt(m_trim_threshold, heap)
+
+
+@cache
+def _mallopt() -> Any:
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
 
 
 class _OnDemand:
