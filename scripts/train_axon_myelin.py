@@ -32,8 +32,8 @@ TASK = Task(
     provenance={
         "data": "SEM of rat spinal cord (AxonDeepSeg), 6 training images. Zaimi et al., Sci Rep 8, "
         "3816 (2018), doi:10.1038/s41598-018-22181-4.",
-        "licence": "Data: MIT, data_axondeepseg_sem, doi:10.5281/zenodo.5498378. Weights: MIT, with that "
-        "notice.",
+        "licence": "Data: MIT, data_axondeepseg_sem, doi:10.5281/zenodo.5498378. Weights: MIT, "
+        "with that notice.",
     },
     classes=parse_classes("background,myelin:other,axon:foreground"),
 )

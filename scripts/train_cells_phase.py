@@ -34,8 +34,8 @@ TASK = Task(
     provenance={
         "data": "Usiigaci: T98G glioblastoma cells in phase contrast, 38 training images. Tsai et "
         "al., SoftwareX 9, 230-237 (2019), doi:10.1016/j.softx.2019.02.007.",
-        "licence": "Data: MIT, Copyright (c) 2018 Okinawa Institute of Science and Technology Graduate "
-        "University. Weights: MIT, with that notice.",
+        "licence": "Data: MIT, Copyright (c) 2018 Okinawa Institute of Science and Technology "
+        "Graduate University. Weights: MIT, with that notice.",
     },
 )
 
