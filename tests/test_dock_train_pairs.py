@@ -144,6 +144,8 @@ def test_labels_of_a_coarser_level_find_it() -> None:
     ("image", "labels", "ndim", "part"),
     [
         (np.zeros((9, 9)), np.ones((9, 8), int), 2, "labels has 9 x 8; choose labels"),
+        # Not an image of eleven channels.
+        (np.zeros((11, 9, 9)), np.ones((9, 9), int), 2, "labels has 9 x 9; choose labels"),
         (np.zeros((9, 9)), np.ones((9, 9), int), 3, "cells is flat"),
         (np.zeros((2, 9, 9)), np.zeros((2, 9, 9), int), 2, "holds nothing but 0"),
         (np.zeros((9, 9)), -np.ones((9, 9), int), 2, "negative numbers"),

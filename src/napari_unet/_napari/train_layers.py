@@ -103,7 +103,8 @@ class TrainLayers:
         if shown.axes.endswith("C") and not rgb:
             pixels = np.moveaxis(pixels, -1, 0)
         name = f"{shown.name} (held out)"
-        self._image = self._viewer.add_layer(Image(pixels, name=name, rgb=rgb))
+        about = {METADATA_KEY: {"training": True}}
+        self._image = self._viewer.add_layer(Image(pixels, name=name, rgb=rgb, metadata=about))
 
     def _add(
         self,

@@ -327,6 +327,9 @@ class TrainPage(QObject):
         done = self.done
         if done is None or self.running:
             return
+        if self._busy():
+            self.say(_SEGMENTING.replace("Train.", "Use the new model."))
+            return
         out = done.order.out
         try:
             if not done.saved:

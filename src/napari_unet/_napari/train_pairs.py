@@ -30,6 +30,7 @@ __all__ = [
     "fitting_labels",
 ]
 
+_MOST_CHANNELS = 8  # that a bare array is taken to have
 _MOST_COUNTED = 1 << 22  # the largest number for which a table of counts is made
 
 
@@ -127,8 +128,10 @@ def _channel_axes(info: ImageInfo, ndim: int) -> Sequence[int | None]:
         return (last,)
     if info.letters is not None:
         return (info.letters.index("C") if "C" in info.letters else None,)
-    # Of a bare array the labels tell: what they lack is the channels.
-    return (None,) if len(info.shape) == ndim else (last, *range(last))
+    if len(info.shape) == ndim:
+        return (None,)
+    # Of a bare array the labels tell: what they lack is the channels, unless it is a long stack.
+    return [axis for axis in (last, *range(last)) if info.shape[axis] <= _MOST_CHANNELS]
 
 
 def fitting_labels(viewer: ViewerModel, image: Image) -> list[Labels]:

@@ -21,7 +21,7 @@ from napari_unet._napari.runner import Failure, Stopped, Walk, Wish, duration
 from napari_unet._napari.train_news import MEASURES, Done, Shown, TrainUpdate
 from napari_unet._napari.train_order import Order, forget, keep
 from napari_unet.checkpoint import Card, Model, load_model, save_model
-from napari_unet.errors import Cancelled, ImageError, OutputError, ValidUNetError
+from napari_unet.errors import Cancelled, ImageError, MemoryLimitError, OutputError, ValidUNetError
 
 if TYPE_CHECKING:
     from napari_unet.training.loop import Progress, Trained
@@ -110,6 +110,12 @@ def teach(
         return (yield from _teach(order, go, wish))
     except (Cancelled, _LeftError):
         return Stopped()
+    except MemoryLimitError as error:
+        logger.warning("The training stopped.", exc_info=True)
+        return Failure(
+            f"{str(error).partition(' with ')[0]}; choose the CPU under Advanced, or close other "
+            "programs."
+        )
     except ValidUNetError as error:
         return Failure(str(error))
     except MemoryError:
