@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,24 @@ def test_the_window_lives_while_it_learns(begun: UNetDock, gated: Gated, qtbot: 
     heart.timer.stop()
     assert gated.taken == 30
     assert heart.longest < STALL
+
+
+def test_a_crash_costs_no_labels(begun: UNetDock, gated: Gated, qtbot: Any, tmp_path: Path) -> None:
+    # What lies on the disk in the middle of a run is all that a crash leaves.
+    shutil.copytree(tmp_path / "models", tmp_path / "left")
+    truth = begun.viewer.layers["truth"].data.copy()
+    gated.gate.set()
+    finish_training(begun, qtbot)
+    begun.viewer.layers.clear()
+    page = begun.training
+    page.controls.folder.setText(str(tmp_path / "left"))
+    page.controls.folder.editingFinished.emit()
+    page.controls.resume.click()
+    finish_training(begun, qtbot)
+    assert not page.failed, page.controls.answer.text()
+    done = page.done
+    assert done is not None
+    assert done.trained.steps == 30
+    np.testing.assert_array_equal(done.plan.held[0].labels, truth[:, 109:])
+    assert done.order.out == tmp_path / "left" / "bright-cells.safetensors"
+    assert done.order.out.is_file()

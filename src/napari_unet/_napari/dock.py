@@ -40,9 +40,7 @@ _LEAST_WIDTH = 270  # px, of the page in a dock of 280
 _NO_IMAGE = "There is no image: open one, or drag a file into the window, then click Segment."
 _NO_MODEL = "There is no model: click Open… and choose a checkpoint file."
 _OPENING = "The model is still being opened; click Segment once it is there."
-_TRAINING = (
-    "A training is running: wait for its end, or stop it on the Train page, then click Segment."
-)
+_TRAINING = "A training is running: wait for its end, or stop it on the Train page; then try again."
 
 
 class UNetDock(QWidget):
@@ -246,6 +244,9 @@ class UNetDock(QWidget):
         """Find out on the chosen image and labels what the model's file does not say."""
         layer, opened = self.images.layer, self.models.opened
         labels = self.controls.questions.labels.value
+        if self.training.running:
+            self.say(_TRAINING)
+            return
         if self.running or self.models.busy or layer is None or opened is None or labels is None:
             return
         info, config = describe(layer, self._level()), opened.card.config
