@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training_support import pairs_of, small_recipe, small_training, write_pairs
 
 from napari_unet.errors import CheckpointError, OptionError, OutputError
+from napari_unet.steps import walk
 from napari_unet.training import job as job_module
 from napari_unet.training.loop import TrainingError, train, train_steps
 from napari_unet.training.recipe import Recipe, paper_recipe
@@ -123,6 +124,18 @@ def test_minutes_become_steps_and_bound_the_time():
     slept = list(slow)
     assert len(slept) < slept[0].total
     assert time.monotonic() - began < 60
+
+
+def test_a_pause_is_no_time_spent():
+    began = time.monotonic()
+    steps = train_steps(**small_training(small_recipe(steps=4, every=None)))
+    next(steps)
+    time.sleep(2)
+    second = next(steps)
+    result = walk(steps)
+    worked = time.monotonic() - began - 2
+    assert result.seconds <= worked
+    assert second.left <= 2 * worked
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_state(tmp_path):
