@@ -29,6 +29,7 @@ from skimage.measure import label
 
 from napari_unet._napari.dock import UNetDock
 from napari_unet._napari.settings import Settings
+from napari_unet._napari.train_pairs import collect
 from napari_unet.checkpoint import load_model
 
 __all__ = ["dock", "fresh_settings", "teachable"]  # fixtures
@@ -310,6 +311,20 @@ def test_every_control_has_a_tooltip_and_fits(teachable: UNetDock) -> None:
     for box in (controls.minutes, controls.held_out, controls.rate, controls.seed):
         assert "Default:" in box.tooltip
     assert controls.minimumSizeHint().width() <= 270
+
+
+def test_the_visible_region_is_what_is_on_screen(teachable: UNetDock) -> None:
+    picker, controls = teachable.training.picker, teachable.training.controls
+    image = teachable.viewer.layers["cells"]
+    image.corner_pixels = np.array([[16, 32], [47, 50]])
+    controls.reviewed.value = "the visible region"
+    controls.add.click()
+    wanted = np.zeros((96, 128), bool)
+    wanted[16:48, 32:51] = True
+    # As it was when the pair was added.
+    image.corner_pixels = np.array([[0, 0], [95, 127]])
+    (pair,), _ = picker.chosen()
+    np.testing.assert_array_equal(collect(pair, 2)[0].pair.reviewed, wanted)
 
 
 def test_labels_are_the_newest_that_lie_on_the_image(dock: UNetDock) -> None:
