@@ -7,23 +7,32 @@ DATA holds the stained-tissue images of the 2018 Data Science Bowl (CC0), rows w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from data_sets import Task, parser_of, train_task
 
 from napari_unet.config import UNetConfig
 from napari_unet.training.augment import Augmentation
 from napari_unet.training.recipe import Recipe
+from napari_unet.training.schedule import Optimisation
 from napari_unet.training.weights import Weighting
 
+FIRST = Recipe(
+    steps=2000,
+    weighting=Weighting("gaps", classes=(1, 1, 2)),
+    augmentation=Augmentation(scale=0.35, elastic=2, knots=11, contrast=0.4),
+)
+# More sizes, and a slow end.
+SECOND = replace(
+    FIRST,
+    steps=1200,
+    augmentation=Augmentation(scale=0.5, elastic=2, knots=11, contrast=0.4),
+    optimisation=Optimisation(rate=2e-3),
+)
 TASK = Task(
     "nuclei-histology",
     UNetConfig(in_channels=3, n_classes=3, widths=(16, 32, 64, 128), norm="batch"),
-    (
-        Recipe(
-            steps=2000,
-            weighting=Weighting("gaps", classes=(1, 1, 2)),
-            augmentation=Augmentation(scale=0.35, elastic=2, knots=11, contrast=0.4),
-        ),
-    ),
+    (FIRST, SECOND),
     settings={"threshold": 0.5, "min_size": 30, "waist": 2.0},
     provenance={
         "data": "2018 Data Science Bowl, stage 1 (BBBC038v1): stained tissue, 97 training images. "
