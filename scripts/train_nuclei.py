@@ -36,7 +36,7 @@ SECOND = replace(
 # Last, smaller nuclei more often, and a slow end.
 THIRD = replace(
     SECOND,
-    steps=2000,
+    steps=1400,
     weighting=Weighting("gaps", border=8, classes=(1, 1.5, 3)),
     augmentation=Augmentation(scale=0.5, elastic=2, knots=11, blur=1.0),
     optimisation=Optimisation(rate=2e-3),
