@@ -57,6 +57,8 @@ def open_dock(viewer: napari.viewer.Viewer) -> UNetDock:
     viewer.window.resize(_WIDTH, _HEIGHT)
     viewer.open_sample(PLUGIN, "nuclei")
     dock = UNetDock(viewer)
+    # The sample's model, whatever was used last.
+    dock.open_model("nuclei")
     holder = viewer.window.add_dock_widget(dock, name=TITLE, area="right")
     window = holder.parent()
     window.resizeDocks([holder], [_DOCK_WIDTH], Qt.Orientation.Horizontal)
