@@ -172,8 +172,8 @@ def test_a_gpu_goes_on_in_half_precision_and_then_on_the_cpu(reach: str) -> None
         # There is room again for tiles as planned.
         assert ("cpu", "float32", (40, 40)) in ran
         assert ready.remarks[-1] == (
-            f"Memory ran out on the GPU with tiles of {smallest[0]} x {smallest[1]} px; the rest was "
-            "computed on the CPU."
+            f"Memory ran out on the GPU with tiles of {smallest[0]} x {smallest[1]} px; "
+            "the rest was computed on the CPU."
         )
 
 
