@@ -18,7 +18,7 @@ import torch
 from ceiling import convolution, matrix_product, openvino_tool
 from measure import environment, image_file, peak_in_subprocess
 from verdicts import verdicts
-from ways import BARE, WAYS, network_of, run_way
+from ways import BARE, ONLY_GPU, WAYS, network_of, run_way
 
 from napari_unet.errors import ValidUNetError
 from napari_unet.footprint import footprint
@@ -39,7 +39,7 @@ def parsed() -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     add("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    add("--ways", nargs="+", choices=(*WAYS, *BARE), default=None, help="default: all that fit")
+    add("--ways", nargs="+", choices=_ways(), default=None, help="default: all that fit")
     add("--sizes", nargs="+", type=int, default=[1024, 2048, 4096], metavar="PX")
     add("--large", type=int, default=16384, metavar="PX", help="from disk (default: %(default)s)")
     add("--repeat", type=int, default=3, metavar="N", help="runs of each way")
@@ -61,6 +61,11 @@ def parsed() -> argparse.Namespace:
         given.name = given.name or f"quick-{given.device}"
     given.name = given.name or given.device
     return given
+
+
+def _ways() -> list[str]:
+    """Names of all ways, on any device."""
+    return [*WAYS, *(way for ways in BARE.values() for way in ways)]
 
 
 class Bench:
@@ -112,7 +117,9 @@ class Bench:
         skip = {way for way in WAYS if way.startswith("whole") and needs > _MOST * there}
         if network == "paper":
             skip |= {"instances float32", "instances auto"}
-        there_are = [*WAYS, *(BARE if bare and self.given.device == "cpu" else ())]
+        kind = self.given.device.split(":")[0]
+        skip |= set(ONLY_GPU) if kind == "cpu" else set()
+        there_are = [*WAYS, *(BARE.get(kind, ()) if bare else ())]
         wanted = self.given.ways or there_are
         return [way for way in there_are if way in wanted and way not in skip]
 

@@ -24,9 +24,11 @@ from napari_unet.footprint import footprint
 from napari_unet.model import UNet, fold_batch_norm, he_initialise
 from napari_unet.options import Options
 from napari_unet.plan import plan_job
+from napari_unet.predictors.torch_predictor import TorchPredictor
+from napari_unet.prepared import Prepared
 from napari_unet.segmentation import Progress, segment_steps
 
-__all__ = ["BARE", "WAYS", "Outcome", "network_of", "run_way"]
+__all__ = ["BARE", "ONLY_GPU", "WAYS", "Outcome", "network_of", "run_way"]
 
 ROI, OVERLAP = 512, 0.25
 
@@ -251,11 +253,50 @@ def _openvino(precision: str) -> Callable[..., Outcome]:
     return run
 
 
+def network(
+    image: Any,
+    model: Model,
+    device: torch.device,
+    *,
+    precision: str = "auto",
+    memory: int | None = None,
+) -> Outcome:
+    """(e) The product's network alone on a GPU, on as many tiles of noise as it computes."""
+    options = Options(output="classes", precision=precision, memory=memory, device=str(device))
+    job = plan_job(image, model, options)
+    tile, tiles = job.plan.tile_shape, len(job.plan)
+    predictor = Prepared(model.network, job.runtime).predictor
+    assert isinstance(predictor, TorchPredictor)
+    given = torch.rand(1, model.config.in_channels, *tile, device=device)
+    predictor.forward(given)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(tiles):
+        predictor.forward(given)
+    torch.cuda.synchronize()
+    details = {
+        "seconds": time.perf_counter() - start,
+        "tile": list(tile),
+        "tiles": tiles,
+        "flops": tiles * footprint(model.config, tile).flops,
+        "precision": job.runtime.precision,
+    }
+    return Outcome(np.zeros((0, 0), np.uint8), details)
+
+
+def _network(precision: str) -> Callable[..., Outcome]:
+    def run(image: Any, model: Model, device: torch.device, **more: Any) -> Outcome:
+        return network(image, model, device, **(more | {"precision": precision}))
+
+    return run
+
+
 # What computes no image: it is timed beside the others, and nothing else is asked of it.
-BARE: dict[str, Callable[..., Outcome]] = {
-    "openvino float32": _openvino("float32"),
-    "openvino auto": _openvino("auto"),
+BARE: dict[str, dict[str, Callable[..., Outcome]]] = {
+    "cpu": {"openvino float32": _openvino("float32"), "openvino auto": _openvino("auto")},
+    "cuda": {"network tf32": _network("tf32"), "network auto": _network("auto")},
 }
+ONLY_GPU = ("product tf32",)
 WAYS: dict[str, Callable[..., Outcome]] = {
     "tutorial": tutorial,
     "monai": monai,
@@ -263,6 +304,7 @@ WAYS: dict[str, Callable[..., Outcome]] = {
     "product float32": _product(precision="float32"),
     "product auto": _product(precision="auto"),
     "product torch": _product(precision="float32", engine="torch"),
+    "product tf32": _product(precision="tf32"),
     "whole product float32": _product(precision="float32", tile_size=1 << 20, memory=1 << 50),
     "whole product auto": _product(precision="auto", tile_size=1 << 20, memory=1 << 50),
     "instances float32": _product(precision="float32", output="instances"),
@@ -272,4 +314,5 @@ WAYS: dict[str, Callable[..., Outcome]] = {
 
 def run_way(name: str, image: Any, model: Model, device: str, memory: int | None) -> Outcome:
     """Run one of `WAYS` or `BARE`; only the product's heed a memory budget."""
-    return (WAYS | BARE)[name](image, model, torch.device(device), memory=memory)
+    where = torch.device(device)
+    return (WAYS | BARE.get(where.type, {}))[name](image, model, where, memory=memory)

@@ -16,10 +16,11 @@ from torch import Tensor
 from napari_unet.checkpoint import Model
 from napari_unet.config import UNetConfig
 from napari_unet.devices import is_out_of_memory, resolve_device, resolve_precision
-from napari_unet.engine import Runtime, prepare, run_tiles
+from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled, OptionError
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.openvino_predictor import have_openvino
+from napari_unet.prepared import Prepared, Runtime
 from napari_unet.tiling import plan_tiles, read_mirrored
 from napari_unet.verification import verify
 
@@ -165,7 +166,7 @@ def test_bfloat16_is_close_and_float32_repeats_to_the_bit() -> None:
 
     def logits(dtype: torch.dtype) -> NDArray[np.float32]:
         runtime = Runtime(torch.device("cpu"), dtype)
-        network = prepare(model.network, runtime)
+        network = Prepared(model.network, runtime)
         parts = run_tiles(network, lambda w: read_mirrored(image, w)[None], plan, runtime)
         return np.concatenate([part.ravel() for _, part in parts])
 

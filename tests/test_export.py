@@ -23,12 +23,13 @@ from networks import random_model
 from napari_unet.checkpoint import Card, ClassInfo, Model, load_model
 from napari_unet.cli import main
 from napari_unet.config import UNetConfig
-from napari_unet.engine import Runtime, run_tiles
+from napari_unet.engine import run_tiles
 from napari_unet.errors import OptionError, OutputError
 from napari_unet.export import export_package
 from napari_unet.export.description import exact_scale, find_dois, find_license, preprocessing_steps
 from napari_unet.export.sizes import axis_sizes, network_arguments
 from napari_unet.intensity import Normalisation, fit_intensity
+from napari_unet.prepared import Runtime
 from napari_unet.tiling import Window, plan_tiles, read_mirrored
 
 # bioimageio.core leaves the files open that it reads from.

@@ -18,11 +18,12 @@ from torch import Tensor
 from napari_unet import devices
 from napari_unet.config import UNetConfig
 from napari_unet.devices import memory_budget
-from napari_unet.engine import Prepared, Runtime, run_tiles
+from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled, MemoryLimitError
 from napari_unet.options import Options
 from napari_unet.predictors import PredictorError
 from napari_unet.predictors.torch_predictor import TorchPredictor
+from napari_unet.prepared import Prepared, Runtime
 from napari_unet.segmentation import segment, segment_steps
 from napari_unet.tiling import TilePlan, Window, plan_tiles, read_mirrored
 

@@ -11,11 +11,14 @@ import pytest
 import torch
 from networks import random_network
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
 
 from napari_unet.config import UNetConfig
 from napari_unet.errors import Cancelled
 from napari_unet.model import UNet
 from napari_unet.predictors import Predictor
+from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.openvino_predictor import OpenVinoPredictor, _Running
 from napari_unet.predictors.torch_predictor import TorchPredictor
@@ -140,3 +143,35 @@ def test_the_lean_network_leaves_the_models_own() -> None:
         after = network.state_dict()
         assert all(torch.equal(before[key], value) for key, value in after.items())
         assert all(value.dtype == before[key].dtype for key, value in after.items())
+
+
+@pytest.mark.parametrize("settings", CONFIGS, ids=str)
+def test_fused_for_a_gpu_it_is_the_same_network(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cuDNN would compute in one pass, by its definition."""
+    calls: list[str] = []
+
+    def relu(given: Tensor, weight: Tensor, bias: Any, *geometry: Any) -> Tensor:
+        calls.append("relu")
+        conv = functional.conv2d if given.ndim == 4 else functional.conv3d
+        return conv(given, weight, bias, *geometry).relu()
+
+    def add_relu(
+        given: Tensor, weight: Tensor, other: Tensor, alpha: float, bias: Any, *geometry: Any
+    ) -> Tensor:
+        calls.append("add")
+        conv = functional.conv2d if given.ndim == 4 else functional.conv3d
+        return (conv(given, weight, bias, *geometry) + alpha * other).relu()
+
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", relu)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+    network = network_of(settings)
+    given = torch.from_numpy(pixels_for(network.config))
+    with torch.inference_mode():
+        fused = FusedUNet(network)(given)
+        torch.testing.assert_close(fused, network(given), rtol=1e-4, atol=1e-5)
+    config = network.config
+    if not config.slope and config.norm == "none":
+        # Of each level two convolutions on the way down and two on the way up, one of which adds.
+        assert (calls.count("relu"), calls.count("add")) == (3 * config.depth + 2, config.depth)

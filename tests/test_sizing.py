@@ -171,8 +171,8 @@ def test_an_engine_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch
 def test_where_openvino_cannot_be_loaded_torch_runs_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from napari_unet.engine import Prepared, Runtime
     from napari_unet.predictors.torch_predictor import TorchPredictor
+    from napari_unet.prepared import Prepared, Runtime
 
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     ready = Prepared(random_model().network, Runtime(CPU, torch.float32, "openvino"))

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet import instances
+from napari_unet.answers import is_no_number
+from napari_unet.errors import ImageError
 from napari_unet.flooding import Floats, Labels
 from napari_unet.maps import ArrayMaps, Maps, maps_for
 from napari_unet.plan import Job
@@ -23,7 +25,7 @@ from napari_unet.scores import Scores
 from napari_unet.tidying import raster_order, replace
 from napari_unet.tiling import Window
 
-__all__ = ["Assembly"]
+__all__ = ["Assembly", "classes_of"]
 
 
 class Assembly:
@@ -57,8 +59,21 @@ class Assembly:
         elif probabilities is not None or self._finds:
             self._maps = maps_for(job.n_classes, shape, in_memory)
 
-    def add(self, window: Window, found: Floats) -> None:
-        """Take in the probabilities (K, ...) of a window of the network's grid."""
+    def add(self, window: Window, found: NDArray[Any]) -> None:
+        """Take in a window of the network's grid.
+
+        Parameters
+        ----------
+        window : Window
+            Its place.
+        found : ndarray
+            Classes of shape (1, ...) if ``job.only_classes``, else probabilities (K, ...).
+
+        Raises
+        ------
+        ImageError
+            If there are NaN in it.
+        """
         job = self._job
         local = window.within(self._region.start)
         if self._maps is not None:
@@ -69,7 +84,7 @@ class Assembly:
                 self._foreground(found), job.contour(found) if job.splits else None, job.threshold
             )
         else:
-            classes = instances.classes_from(found, job.options.threshold)
+            classes = classes_of(job, found)
             place = job.grid.to_image(window, job.window)
             self._labels[place.within(job.window.start).slices] = job.grid.labels_to_image(
                 classes, window.start, place
@@ -175,6 +190,24 @@ class Assembly:
             )
             read = Window(tuple(start), tuple(stop))
             probabilities[:, rows] = resize_linear(self._read(read), read.start, grid, window)
+
+
+def classes_of(job: Job, found: NDArray[Any]) -> NDArray[Any]:
+    """Class of each pixel, from what the network was asked for.
+
+    Raises
+    ------
+    ImageError
+        If there are NaN in it.
+    """
+    if not job.only_classes:
+        return instances.classes_from(found, job.options.threshold)
+    if is_no_number(found).any():
+        raise ImageError(
+            "The model's output has NaN values; choose the precision float32, or another model."
+        )
+    chosen: NDArray[Any] = found[0]
+    return chosen
 
 
 class _Foreground:

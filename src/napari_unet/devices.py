@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +16,7 @@ from napari_unet.errors import OptionError
 from napari_unet.options import DEVICES, PRECISIONS
 
 __all__ = [
+    "arithmetic",
     "free_memory",
     "half_precision",
     "is_out_of_memory",
@@ -62,8 +65,9 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Choose the precision of the network's arithmetic.
 
-    ``auto`` is bfloat16 on a GPU that has it in hardware, else float32; what is fastest on the
-    processor is measured (`speed`).
+    ``auto`` is the half precision that an NVIDIA GPU has units for (bfloat16 from Ampere on,
+    float16 on Volta and Turing), else float32; what is fastest on the processor is measured
+    (`speed`). ``tf32`` is float32 whose products an NVIDIA GPU rounds (`arithmetic`).
 
     Raises
     ------
@@ -71,15 +75,42 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         If the device cannot compute in it.
     """
     if name == "auto":
-        capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return torch.bfloat16 if capable else torch.float32
+        capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+        return half_precision(device) if capable else torch.float32
     if name not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}.")
     if name == "float16" and device.type == "cpu":
         raise OptionError("float16 needs a GPU; choose float32 or bfloat16 on the CPU.")
+    if name == "tf32":
+        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+            raise OptionError("tf32 needs an NVIDIA GPU from Ampere on; choose float32.")
+        return torch.float32
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+@contextmanager
+def arithmetic(*, tf32: bool, one_shape: bool = False) -> Iterator[None]:
+    """Compute float32 convolutions on a GPU as they are meant.
+
+    torch itself lets cuDNN round what is multiplied to 10 bits, unless it is told not to.
+
+    Parameters
+    ----------
+    tf32 : bool
+        Whether that may be.
+    one_shape : bool
+        Whether there will be many calls of one shape: then cuDNN tries its algorithms first.
+    """
+    if not torch.backends.cudnn.is_available():
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    kept["benchmark"] |= one_shape
+    with cudnn.flags(**kept, allow_tf32=tf32):
+        yield
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -88,9 +119,8 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # The CPU allocator and MPS raise plain RuntimeErrors.
     words = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in words or "out of memory" in words or "can't allocate" in words
-    )
+    signs = ("not enough memory", "out of memory", "can't allocate", "alloc_failed")
+    return isinstance(error, RuntimeError) and any(sign in words for sign in signs)
 
 
 def half_precision(device: torch.device) -> torch.dtype:

@@ -26,7 +26,11 @@ __all__ = ["KEPT", "SMALL", "Footprint", "Level", "footprint", "levels"]
 Shape = tuple[int, ...]
 
 # What either predictor keeps for itself: threads, generated kernels, small tensors.
-_BASE = {"torch": 16 << 20, "openvino": 24 << 20}
+_BASE = {"torch": 16 << 20, "openvino": 24 << 20, "cuda": 16 << 20}
+# Channels that a GPU computes with at once; the image is given so many.
+_GROUP = 8
+# Calls whose pixels and answers are on a GPU besides those that are computed.
+_QUEUED = 2
 # The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
 # back at once (`torch_predictor` tells it to). OpenVINO plans all of its maps in one piece.
 SMALL, KEPT = 4 << 20, 32 << 20
@@ -123,8 +127,8 @@ def footprint(
         Of the network.
     shape : tuple of int
         Admissible input of the network, in pixels along each axis.
-    predictor : {"torch", "openvino"}
-        Who runs it.
+    predictor : {"torch", "openvino", "cuda"}
+        Who runs it; ``cuda`` is torch on an NVIDIA GPU, as `predictors.fused` runs it.
     half : bool
         Whether maps and weights are of two bytes a number instead of four.
 
@@ -201,7 +205,7 @@ class _Walk:
         """
         config = self.config
         held = config.n_parameters * self.itemsize
-        if self.predictor == "torch":
+        if self.predictor != "openvino":
             return held
         pairs = zip(config.widths, config.up_widths, map(prod, config.kernels), strict=False)
         apart = sum((width + up) * width * kernel for width, up, kernel in pairs)
@@ -213,6 +217,11 @@ class _Walk:
         config = self.config
         self.hold(config.in_channels, self.levels[0].entry, 4)
         held = self.hold(config.in_channels, self.levels[0].entry)
+        if self.predictor == "cuda":
+            self.hold(_QUEUED * config.in_channels, self.levels[0].entry, 4)
+            self.hold(_QUEUED * max(config.n_classes, 2), self.levels[0].fourth, 4)
+            wide = -(-config.in_channels // _GROUP) * _GROUP
+            held = self.hold(wide, self.levels[0].entry)
         inputs, kept = config.in_channels, []
         for level, at in enumerate(self.levels):
             width = config.widths[level]
@@ -225,7 +234,7 @@ class _Walk:
             skip = self.hold(width, at.risen)
             pooled = self.hold(width, self.levels[level + 1].entry)
             self.free(held)
-            if self.predictor == "torch":
+            if self.predictor != "openvino":
                 # OpenVINO keeps the skip itself, and convolves it on the way up.
                 skip = self.replace(skip, self.conv(width, width, at.third, level))
             kept.append(skip)
@@ -237,6 +246,9 @@ class _Walk:
         self.flops += 2 * config.widths[0] * config.n_classes * prod(self.levels[0].fourth)
         # float32, channels first; and a copy, for what comes after.
         self.replace(logits, self.hold(config.n_classes, self.levels[0].fourth, 4))
+        if self.predictor == "cuda":
+            # The answer, while the logits are still there.
+            self.hold(max(config.n_classes, 2), self.levels[0].fourth, 4)
         self.hold(config.n_classes, self.levels[0].fourth, 4)
 
     def _rise(self, level: int, below: _Map, kept: _Map) -> _Map:
@@ -248,7 +260,7 @@ class _Walk:
             below = self.replace(below, self.hold(source, at.risen))
         risen = self.replace(below, self.hold(up, at.risen))
         added = self.replace(risen, self.conv(up, width, at.third, level))
-        if self.predictor == "torch":
+        if self.predictor != "openvino":
             kept, added = added, kept
         else:
             self.flops += 2 * width * width * prod(config.kernels[level]) * prod(at.third)
@@ -261,6 +273,8 @@ class _Walk:
         kernel = self.config.kernels[level]
         self.flops += 2 * inputs * outputs * prod(kernel) * prod(size)
         if self.predictor == "openvino":
+            return self.hold(outputs, size)
+        if self.predictor == "cuda":
             return self.hold(outputs, size)
         # torch lays the weights out for this one run, ...
         weights = self.hold(inputs * outputs, kernel)

@@ -11,7 +11,7 @@ from napari_unet.errors import OptionError
 __all__ = ["DEVICES", "ENGINES", "PRECISIONS", "Method", "Options", "Output"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
 ENGINES = ("auto", "torch", "openvino")
 
 Output = Literal["instances", "classes", "probabilities"]
@@ -42,7 +42,8 @@ class Options:
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
     precision : str
-        ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        ``auto``, ``float32``, ``tf32`` (on NVIDIA GPUs: float32 whose products are rounded),
+        ``bfloat16`` or ``float16``.
     engine : str
         Who computes: ``torch``, ``openvino`` (on the processor, where it is installed), or for
         ``auto`` whoever is done first.

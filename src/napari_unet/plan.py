@@ -17,9 +17,9 @@ from napari_unet.axes import ImageAxes, resolve_axes
 from napari_unet.checkpoint import Model
 from napari_unet.config import UNetConfig
 from napari_unet.devices import memory_budget, resolve_device
-from napari_unet.engine import Prepared, Runtime
 from napari_unet.errors import ImageError, OptionError
 from napari_unet.options import Options
+from napari_unet.prepared import Prepared, Runtime
 from napari_unet.report import Report
 from napari_unet.resample import Grid
 from napari_unet.sizing import choose_tile, tile_bytes
@@ -30,6 +30,9 @@ __all__ = ["Job", "plan_job"]
 
 # Small tiles are put together into calls of about this many pixels, so that a GPU has enough to do.
 _GPU_PIXELS = 1 << 18
+# Larger tiles save a GPU little arithmetic, but reading the first and writing the last, which
+# nothing runs beside, takes longer. No map may have more elements than cuDNN counts in 32 bits.
+_GPU_TILE, _GPU_ELEMENTS = 1 << 23, (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Job:
     def keeps_probabilities(self) -> bool:
         """Whether probabilities are returned."""
         return self.options.keep_probabilities or self.options.output == "probabilities"
+
+    @property
+    def only_classes(self) -> bool:
+        """Whether nothing but each pixel's class is wanted of the network."""
+        return self.options.output == "classes" and not self.keeps_probabilities
 
     @property
     def threshold(self) -> float:
@@ -242,13 +250,20 @@ def _tiles(
     # How much there is to do hardly depends on the tiles, nor on who does it.
     flops = frames * choose_tile(config, extent, budget).flops
     way = choose_engine(config, flops, device, options.engine, options.precision)
-    runtime = Runtime(device, way.dtype, way.engine)
+    runtime = Runtime(device, way.dtype, way.engine, tf32=options.precision == "tf32")
     remarks: tuple[str, ...] = ()
     if options.tile_size is not None:
         plan = plan_tiles(grid.network, geometry, options.tile_size, region)
     else:
+        most = min(_GPU_TILE, _GPU_ELEMENTS // max(config.widths[0], *config.up_widths[:1]))
         found = choose_tile(
-            config, extent, budget, engine=way.engine, half=runtime.half, speed=way.speed
+            config,
+            extent,
+            budget,
+            engine=runtime.predictor,
+            half=runtime.half,
+            speed=way.speed,
+            most=None if device.type == "cpu" else most,
         )
         if not found.fits:
             remarks = (
@@ -257,7 +272,9 @@ def _tiles(
             )
         plan = plan_tiles(grid.network, geometry, found.shape, region, exact=False)
     if device.type != "cpu":
-        most = budget // max(tile_bytes(config, plan.tile_shape, way.engine, runtime.half), 1)
+        most = budget // max(
+            tile_bytes(config, plan.tile_shape, runtime.predictor, runtime.half), 1
+        )
         wanted = _GPU_PIXELS // prod(plan.tile_shape)
         runtime = replace(runtime, batch=max(1, min(most, wanted, len(plan))))
     return plan, runtime, remarks

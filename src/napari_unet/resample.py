@@ -67,6 +67,11 @@ class Grid:
 
     def to_image(self, window: Window, region: Window) -> Window:
         """Image pixels of `region` whose centres lie in a window of the network's grid."""
+        if self.same:
+            return Window(
+                tuple(map(max, window.start, region.start)),
+                tuple(map(min, window.stop, region.stop)),
+            )
         start, stop = [], []
         for axis, (n, m) in enumerate(zip(self.image, self.network, strict=True)):
             source = _nearest(np.arange(region.start[axis], region.stop[axis]), n, m)

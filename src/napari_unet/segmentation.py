@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_unet import instances
-from napari_unet.assembly import Assembly
+from napari_unet.answers import classes, probabilities
+from napari_unet.assembly import Assembly, classes_of
 from napari_unet.checkpoint import Model, load_model
-from napari_unet.engine import prepare, run_tiles
+from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled, ImageError
 from napari_unet.focus import Focus
 from napari_unet.frames import Frame, Lead
 from napari_unet.intensity import Intensity, fit_intensity
 from napari_unet.options import Options
 from napari_unet.plan import Job, plan_job
+from napari_unet.prepared import Prepared
 from napari_unet.report import Report
 from napari_unet.runs import bands
 from napari_unet.steps import walk
@@ -228,7 +228,8 @@ def segment_steps(
     started = time.perf_counter()
     loaded = load_model(model)
     job = plan_job(image, loaded, options or Options())
-    network = prepare(loaded.network, job.runtime)
+    wanted = classes(job.options.threshold) if job.only_classes else probabilities
+    network = Prepared(loaded.network, job.runtime, wanted)
     # Pages of zeros cost nothing until a frame is written.
     shape = job.region_shape
     kept = np.zeros((job.n_classes, *shape), np.float32) if job.keeps_probabilities else None
@@ -254,8 +255,7 @@ def segment_steps(
             glance = aim.glance() if preview and not result.done else None
             for plan in (glance, aim.plan) if glance else (aim.plan,):
                 tiles = run_tiles(network, frame.read, plan, job.runtime, should_stop)
-                for tile, logits in tiles:
-                    found = probabilities_of(logits)
+                for tile, found in tiles:
                     shown = _preview(job, found, tile.write, result) if preview else None
                     window = job.grid.to_image(tile.write, job.window)
                     if plan is not glance:  # which is for the eye only
@@ -292,18 +292,7 @@ def fit_frame(job: Job, index: tuple[int, ...]) -> Intensity:
         ) from error
 
 
-def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Softmax over the classes (K, ...); a single output is a sigmoid and gives two classes."""
-    given = torch.from_numpy(logits)
-    if len(logits) == 1:
-        one = torch.sigmoid(given)
-        return torch.cat([1 - one, one]).numpy()
-    return torch.softmax(given, dim=0).numpy()
-
-
-def _preview(
-    job: Job, found: NDArray[np.float32], window: Window, result: _Result
-) -> NDArray[np.int32]:
+def _preview(job: Job, found: NDArray[Any], window: Window, result: _Result) -> NDArray[np.int32]:
     """Quick labels of one tile, on the image's grid."""
     if job.options.output == "instances":
         inside = job.foreground(found) > job.threshold
@@ -312,6 +301,6 @@ def _preview(
         labels[labels > 0] += result.last_id
         result.last_id = max(result.last_id, int(labels.max(initial=0)))
     else:
-        labels = instances.classes_from(found, job.options.threshold).astype(np.int32)
+        labels = classes_of(job, found).astype(np.int32)
     image_window = job.grid.to_image(window, job.window)
     return job.grid.labels_to_image(labels, window.start, image_window)

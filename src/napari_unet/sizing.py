@@ -50,6 +50,7 @@ def choose_tile(
     engine: str = "torch",
     half: bool = False,
     speed: float = 1e11,
+    most: int | None = None,
 ) -> Sizing:
     """Choose the tile of least time for an image.
 
@@ -61,16 +62,20 @@ def choose_tile(
         What is to be written along each axis, in pixels, from a multiple of the stride.
     budget : int
         Bytes that the network may take, with everything that a tile needs.
-    engine : {"torch", "openvino"}
-        Who computes.
+    engine : {"torch", "openvino", "cuda"}
+        Who computes: `footprint`.
     half : bool
         Whether numbers are of two bytes.
     speed : float
         Operations per second.
+    most : int, optional
+        Pixels that a tile may read, whatever the budget.
     """
     found: list[tuple[float, int, Sizing]] = []
     for steps in product(*map(_steps, config.geometry.axes, extent)):
         shape = config.geometry.size_for(steps)
+        if most is not None and prod(shape) > most:
+            continue
         if config.widths[0] * prod(shape) * (2 if half else 4) > budget:
             continue  # not even one map would fit
         peak = tile_bytes(config, shape, engine, half)
@@ -110,7 +115,8 @@ def _smallest(
 def tile_bytes(config: UNetConfig, shape: tuple[int, ...], engine: str, half: bool) -> int:
     """Bytes that a tile takes in all: in the network, and as probabilities after it."""
     written = prod(config.geometry.step(shape))
-    after = 12 * max(config.n_classes, 2) * written
+    # A GPU's memory holds none of what comes after.
+    after = 0 if engine == "cuda" else 12 * max(config.n_classes, 2) * written
     return footprint(config, shape, predictor=engine, half=half).peak + after
 
 

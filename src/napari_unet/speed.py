@@ -34,7 +34,9 @@ from napari_unet.predictors.torch_predictor import TorchPredictor
 
 __all__ = ["Way", "choose_engine", "operations_per_second"]
 
-_GPU_SPEED = 5e13
+# Of a GPU nothing is measured: operations a second of each multiprocessor, in half precision and
+# in float32, and of a GPU that does not tell how many it has.
+_PER_UNIT, _PER_UNIT_WIDE, _GPU_SPEED = 1e12, 2e11, 5e12
 _CPU = torch.device("cpu")
 _PROBE_SECONDS = 0.12
 _PROBE, _PROBE_TILE = UNetConfig(widths=(32, 64)), (140, 140)
@@ -100,7 +102,7 @@ def choose_engine(
             "OpenVINO is not installed; run `pip install openvino`, or choose the engine 'torch'."
         )
     if device.type != "cpu":
-        return Way("torch", dtype, _GPU_SPEED)
+        return Way("torch", dtype, _gpu_speed(device, dtype))
     engines = [engine] if engine != "auto" else ["torch", "openvino"][: 1 + have_openvino()]
     halves = [False, True] if precision == "auto" else [dtype != torch.float32]
     ways = [(one, half) for one in engines for half in halves]
@@ -110,6 +112,14 @@ def choose_engine(
     name, half = ways[0]
     found = Way(name, torch.bfloat16 if half else torch.float32)
     return found if short else replace(found, speed=operations_per_second(name, half=half) or 1e9)
+
+
+def _gpu_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Guess operations per second: only how they compare with the time of a call matters."""
+    if device.type != "cuda":
+        return _GPU_SPEED
+    units = torch.cuda.get_device_properties(device).multi_processor_count
+    return float(units) * (_PER_UNIT_WIDE if dtype == torch.float32 else _PER_UNIT)
 
 
 def _seconds(config: UNetConfig, flops: float, engine: str, half: bool) -> float:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.checkpoint import Model, load_model
-from napari_unet.engine import Prepared, Runtime, prepare, run_tiles
+from napari_unet.engine import run_tiles
 from napari_unet.frames import Frame
 from napari_unet.options import Options
 from napari_unet.plan import plan_job
+from napari_unet.prepared import Prepared, Runtime
 from napari_unet.segmentation import fit_frame
 from napari_unet.tiling import TilePlan
 
@@ -66,7 +67,7 @@ def verify(
     if settings.get("precision", "auto") == "auto":
         settings["precision"] = "float32"
     job = plan_job(image, loaded, Options(**settings))
-    network = prepare(loaded.network, job.runtime)
+    network = Prepared(loaded.network, job.runtime)
     index = job.frames[0]
     frame = Frame(job.data, job.axes, index, fit_frame(job, job.axes.fit_index(index)), job.grid)
     tiled, whole = (

@@ -70,7 +70,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=int, default=0, metavar="N", help="end after N looks at the held-out "
         "images without a better score (default: never)")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="of all random numbers (default: 0)")
-    add("--workers", type=int, default=1, metavar="N", help="threads that cut tiles (default: 1)")
+    workers = "processes that cut tiles, beside a GPU one for each core (default: 1, a thread)"
+    add("--workers", type=int, default=1, metavar="N", help=workers)
     add("--device", default="auto", metavar="D", help=f"{', '.join(DEVICES)}, or cuda:1")
     add("--precision", default="auto", choices=PRECISIONS, metavar="P", help=", ".join(PRECISIONS))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ class PredictorError(Exception):
 class Pending(Protocol):
     """Tiles on their way through the network."""
 
-    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
-        """Wait for the logits (B, K, [Z,] Y, X).
+    def result(self, should_stop: ShouldStop) -> NDArray[Any]:
+        """Wait for what is made of the logits (B, K, [Z,] Y, X): `answers`.
 
         Raises
         ------
@@ -41,8 +41,8 @@ class Predictor(Protocol):
     name : str
         ``torch`` or ``openvino``.
     ahead : int
-        Calls worth starting before the result of the last is fetched: 1 where the device works
-        on its own while Python reads and writes, else 0.
+        Calls worth starting before the result of the last is fetched: 0 where the device does not
+        work on its own while Python reads and writes.
     """
 
     name: str

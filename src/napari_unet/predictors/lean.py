@@ -59,17 +59,32 @@ class LeanUNet(nn.Module):
             crop = zip(at.crop, at.risen, strict=True)
             window = (slice(None), slice(None), *(slice(c, c + r) for c, r in crop))
             skip = features[window].clone()
-            features = _pooled(features, self.config.pools[level])
+            features = self._pooled(features, self.config.pools[level])
             kept.append(self.from_skip[level](skip))
             del skip
         for level in reversed(range(depth)):
             for layer in self.up[level]:
                 features = layer(features)
-            features = kept.pop().add_(self.from_below[level](features))
+            features = self._joined(level, kept.pop(), features)
             for layer in self.rest[level]:
                 features = layer(features)
         logits: Tensor = self.head(features)
         return logits
+
+    def _joined(self, level: int, kept: Tensor, features: Tensor) -> Tensor:
+        """Add the convolution of the map from below to that of the skip."""
+        return kept.add_(self.from_below[level](features))
+
+    def _pooled(self, features: Tensor, factor: Sequence[int]) -> Tensor:
+        """Maximum over boxes; torch's own pooling makes 8 bytes of indices for each number, too."""
+        found: Tensor | None = None
+        for offsets in itertools.product(*map(range, factor)):
+            every = tuple(slice(o, None, f) for o, f in zip(offsets, factor, strict=True))
+            part = features[(slice(None), slice(None), *every)]
+            # The layout of the maps is kept: a clone of a view with steps is dense.
+            found = part.clone() if found is None else torch.maximum(found, part, out=found)
+        assert found is not None
+        return found
 
 
 def _shared(network: UNet) -> UNet:
@@ -79,18 +94,6 @@ def _shared(network: UNet) -> UNet:
     weights = {key: value.detach() for key, value in network.state_dict().items()}
     other.load_state_dict(weights, assign=True)
     return other
-
-
-def _pooled(features: Tensor, factor: Sequence[int]) -> Tensor:
-    """Maximum over boxes; torch's own pooling makes 8 bytes of indices for each number, too."""
-    found: Tensor | None = None
-    for offsets in itertools.product(*map(range, factor)):
-        every = tuple(slice(o, None, f) for o, f in zip(offsets, factor, strict=True))
-        part = features[(slice(None), slice(None), *every)]
-        # The layout of the maps is kept: a clone of a view with steps is dense.
-        found = part.clone() if found is None else torch.maximum(found, part, out=found)
-    assert found is not None
-    return found
 
 
 def _apart(conv: Any, config: Any, level: int) -> tuple[nn.Module, nn.Module]:

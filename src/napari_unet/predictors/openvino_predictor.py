@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_unet.answers import Answer, logits
 from napari_unet.errors import Cancelled
 from napari_unet.footprint import footprint, levels
 from napari_unet.predictors import Pending, PredictorError, ShouldStop
@@ -43,6 +44,8 @@ class OpenVinoPredictor:
         float32, on the processor.
     half : bool
         Compute in bfloat16 instead of float32.
+    answer : callable
+        What is made of the logits.
 
     Raises
     ------
@@ -53,13 +56,13 @@ class OpenVinoPredictor:
     name = "openvino"
     ahead = 0
 
-    def __init__(self, network: LeanUNet, *, half: bool = False) -> None:
+    def __init__(self, network: LeanUNet, *, half: bool = False, answer: Answer = logits) -> None:
         try:
             import openvino
         except (ImportError, OSError) as error:
             raise PredictorError(f"OpenVINO cannot be loaded ({error})") from error
         self._openvino: Any = openvino
-        self._network, self._half = network, half
+        self._network, self._half, self._answer = network, half, answer
         self._shape: tuple[int, ...] | None = None
         self._request: Any = None
 
@@ -83,7 +86,7 @@ class OpenVinoPredictor:
             self._request.start_async()
         except RuntimeError as error:
             raise _explained(error) from error
-        return _Running(self._request, given)
+        return _Running(self._request, given, self._answer)
 
     def rest(self) -> None:
         """Let go of the maps' memory where it is much; compiling anew takes a moment."""
@@ -114,21 +117,23 @@ class OpenVinoPredictor:
 class _Running:
     """A tile on its way."""
 
-    def __init__(self, request: Any, given: NDArray[np.float32]) -> None:
-        self._request, self._given = request, given
+    def __init__(self, request: Any, given: NDArray[np.float32], answer: Answer = logits) -> None:
+        self._request, self._given, self._answer = request, given, answer
 
-    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
+    def result(self, should_stop: ShouldStop) -> NDArray[Any]:
         """Wait, asking now and then whether to stop."""
         try:
             while not self._request.wait_for(_POLL_MS):
                 if should_stop is not None and should_stop():
                     self.drop()
                     raise Cancelled("Stopped.")
-            # The request's own buffer is written again by the next tile.
-            logits: NDArray[np.float32] = self._request.get_output_tensor().data.copy()
+            buffer = torch.from_numpy(self._request.get_output_tensor().data)
         except RuntimeError as error:
             raise _explained(error) from error
-        return logits
+        found = self._answer(buffer)
+        # The request's own buffer is written again by the next tile.
+        own: NDArray[Any] = (found.clone() if found is buffer else found).numpy()
+        return own
 
     def drop(self) -> None:
         """Stop after the layer that runs: up to a second, for which nobody waits but the next."""

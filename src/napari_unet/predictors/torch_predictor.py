@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from napari_unet.answers import Answer, logits
+from napari_unet.devices import arithmetic
 from napari_unet.errors import Cancelled
 from napari_unet.footprint import KEPT, SMALL
 from napari_unet.predictors import Pending, ShouldStop
@@ -32,15 +34,27 @@ class TorchPredictor:
         Where it runs.
     dtype : torch.dtype
         Of weights and maps.
+    tf32 : bool
+        Whether a GPU may multiply float32 numbers with 10 bits of their fraction.
+    answer : callable
+        What is made of the logits, on the device.
     """
 
     name = "torch"
 
     def __init__(
-        self, network: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype
+        self,
+        network: Callable[[Tensor], Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        tf32: bool = False,
+        answer: Answer = logits,
     ) -> None:
         self.device, self.dtype, self.network = device, dtype, network
-        self.ahead = int(device.type == "cuda")
+        self.tf32, self.answer = tf32, answer
+        # One is computed, one is there already: the GPU never waits for Python to write.
+        self.ahead = 2 if device.type == "cuda" else 0
         self._staging = _Staging(device) if self.ahead else None
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
@@ -58,12 +72,12 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor, should_stop: ShouldStop = None) -> Tensor:
-        """Tiles on the device through the network: float32 logits, channels first in memory."""
+        """Tiles on the device through the network, to the answer, channels first in memory."""
         layout = torch.channels_last if pixels.ndim == 4 else torch.channels_last_3d
         given = pixels.to(dtype=self.dtype).contiguous(memory_format=layout)
         del pixels
-        with _interruptible(self.network, should_stop):
-            return self.network(given).float().contiguous()
+        with _interruptible(self.network, should_stop), arithmetic(tf32=self.tf32):
+            return self.answer(self.network(given)).contiguous()
 
 
 # What glibc itself comes to keep once larger pieces were freed: the most it lets itself keep.
@@ -95,11 +109,11 @@ class _OnDemand:
     def __init__(self, predictor: TorchPredictor, pixels: NDArray[np.float32]) -> None:
         self._predictor, self._pixels = predictor, pixels
 
-    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
+    def result(self, should_stop: ShouldStop) -> NDArray[Any]:
         """Compute."""
         given = torch.from_numpy(self._pixels).to(self._predictor.device)
-        logits: NDArray[np.float32] = self._predictor.forward(given, should_stop).cpu().numpy()
-        return logits
+        found: NDArray[Any] = self._predictor.forward(given, should_stop).cpu().numpy()
+        return found
 
     def drop(self) -> None:
         """Nothing has begun."""
@@ -128,21 +142,22 @@ class _OnGpu:
             given = self._pinned.to(device, non_blocking=True)
         compute.wait_stream(staging.up)
         given.record_stream(compute)
-        logits = predictor.forward(given)
+        found = predictor.forward(given)
         staging.down.wait_stream(compute)
-        self._logits = torch.empty(logits.shape, dtype=torch.float32, pin_memory=True)
+        self._found = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
         with torch.cuda.stream(staging.down):
-            self._logits.copy_(logits, non_blocking=True)
-            logits.record_stream(staging.down)
+            self._found.copy_(found, non_blocking=True)
+            found.record_stream(staging.down)
             self._done = torch.cuda.Event()
             self._done.record(staging.down)
 
-    def result(self, should_stop: ShouldStop) -> NDArray[np.float32]:
+    def result(self, should_stop: ShouldStop) -> NDArray[Any]:
         """Wait for the copy back; what is queued on a GPU cannot be taken back."""
         if should_stop is not None and should_stop():
             raise Cancelled("Stopped.")
         self._done.synchronize()
-        return self._logits.numpy()
+        found: NDArray[Any] = self._found.numpy()
+        return found
 
     def drop(self) -> None:
         """Wait until the GPU no longer uses the buffers."""

@@ -25,7 +25,7 @@ from napari_unet.tiling import plan_tiles
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from napari_unet.engine import Prepared
+    from napari_unet.prepared import Prepared
 
 __all__ = ["Errors", "Runner"]
 
@@ -83,7 +83,6 @@ class Runner:
     ) -> list[NDArray[np.float32]]:
         """Probabilities (K, ...) of the classes, for each patch."""
         from napari_unet.engine import run_tiles
-        from napari_unet.segmentation import probabilities_of
 
         finding = self.finding(assume)
         network, runtime = self._prepared(finding), self._runtime()
@@ -97,9 +96,9 @@ class Runner:
             size = geometry.size_for([extent + 2 * stride for extent, stride in extents])
             plan = plan_tiles(self.grid.network, geometry, size, patch.window, exact=False)
             found = np.empty((self.roles.classes, *patch.window.shape), np.float32)
-            for tile, logits in run_tiles(network, frame.read, plan, runtime, self.should_stop):
+            for tile, part in run_tiles(network, frame.read, plan, runtime, self.should_stop):
                 where = tile.write.within(patch.window.start).slices
-                found[(slice(None), *where)] = probabilities_of(logits)
+                found[(slice(None), *where)] = part
             # Grey levels that overflow a network say nothing.
             maps.append(np.nan_to_num(found, copy=False, nan=1 / self.roles.classes))
         self.runs += 1
@@ -109,7 +108,7 @@ class Runner:
         import torch
 
         from napari_unet.devices import resolve_device
-        from napari_unet.engine import Runtime
+        from napari_unet.prepared import Runtime
 
         return Runtime(resolve_device("auto"), torch.float32)
 
@@ -117,8 +116,9 @@ class Runner:
         """Return the network; the last one is kept, since grey levels change more often."""
         import torch
 
-        from napari_unet.engine import prepare
+        from napari_unet.answers import probabilities
         from napari_unet.model import UNet
+        from napari_unet.prepared import Prepared
 
         if self._network is not None and self._network[0] == finding.config:
             return self._network[1]
@@ -127,7 +127,10 @@ class Runner:
         with torch.device("meta"):
             network = UNet(finding.config)
         network.load_state_dict(self._weights[1], assign=True)
-        self._network = finding.config, prepare(network.eval(), self._runtime())
+        self._network = (
+            finding.config,
+            Prepared(network.eval(), self._runtime(), probabilities),
+        )
         return self._network[1]
 
     def _intensity(self, normalisation: Normalisation, index: tuple[int, ...]) -> Intensity:

@@ -110,7 +110,9 @@ def places(
         matrix = matrix * np.where(random.random(ndim) < 0.5, -1, 1).astype(np.float32)
     if np.array_equal(matrix, np.eye(ndim)):
         return grid
-    return (matrix @ grid.reshape(ndim, -1)).reshape(grid.shape).astype(np.float32)
+    # Not by a library of linear algebra, whose threads would only be in the network's way.
+    turned: NDArray[np.float32] = np.einsum("ij,j...->i...", matrix.astype(np.float32), grid)
+    return turned
 
 
 def bend(coarse: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float32]:
@@ -130,7 +132,8 @@ def bend(coarse: NDArray[np.float32], shape: Sequence[int]) -> NDArray[np.float3
     field = coarse
     for axis, extent in enumerate(shape, start=1):
         spread = _splines(extent, coarse.shape[axis])
-        field = np.moveaxis(np.tensordot(spread, field, axes=(1, axis)), 0, axis)
+        along = np.einsum("sk,...k->...s", spread, np.moveaxis(field, axis, -1))
+        field = np.moveaxis(along, -1, axis)
     return np.ascontiguousarray(field)
 
 

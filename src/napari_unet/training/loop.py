@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -214,7 +214,7 @@ def _walk(
     job: Job, run: Run, cutter: Cutter, fingerprint: dict[str, Any]
 ) -> Generator[Progress, None, None]:
     """All steps that are left."""
-    batches = prefetch(cutter, job.step + 1, workers=job.recipe.workers)
+    batches = _prefetched(cutter, job.step + 1, run)
     saved = job.walking = time.perf_counter()
     job.first = job.step
     try:
@@ -243,6 +243,10 @@ def _walk(
         raise
     finally:
         batches.close()  # type: ignore[attr-defined]
+
+
+def _prefetched(cutter: Cutter, first: int, run: Run) -> Iterator[Batch]:
+    return prefetch(cutter, first, workers=run.recipe.workers, pin=run.device.type == "cuda")
 
 
 def _one_step(job: Job, run: Run, batches: Any) -> None:
@@ -337,7 +341,7 @@ def _lay_out(job: Job, cutter: Cutter) -> None:
         return
     assert recipe.minutes is not None
     trial = Run(job.model.network, recipe, 1 + _TIMED)
-    batches = prefetch(cutter, 1, workers=recipe.workers)
+    batches = _prefetched(cutter, 1, trial)
     trial.step(next(batches), 1)
     began = time.perf_counter()
     for number in range(_TIMED):

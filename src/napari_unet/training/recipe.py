@@ -42,7 +42,7 @@ class Recipe:
     seed : int
         Of all random numbers.
     workers : int
-        Threads that cut tiles; changes no result.
+        Who cuts tiles beside the network: a thread, or so many processes; changes no result.
     device, precision : str
         As for segmenting; float16 and bfloat16 are mixed precision, and ``auto`` is bfloat16 also
         on a processor that has it in hardware.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from napari_unet.geometry import Geometry
 from napari_unet.training.augment import Augmentation, places, sample, shade
@@ -65,6 +67,10 @@ class Batch:
     images: Tensor
     classes: Tensor
     weights: Tensor
+
+    def pin_memory(self) -> Batch:
+        """Return the same in page-locked memory, from where a GPU fetches while it computes."""
+        return Batch(self.images.pin_memory(), self.classes.pin_memory(), self.weights.pin_memory())
 
 
 def make_sample(
@@ -194,7 +200,9 @@ def class_counts(samples: Sequence[Sample], targets: Targets) -> NDArray[np.int6
     return total
 
 
-def prefetch(cutter: Cutter, first: int, *, workers: int, ahead: int = 4) -> Iterator[Batch]:
+def prefetch(
+    cutter: Cutter, first: int, *, workers: int, ahead: int = 4, pin: bool = False
+) -> Iterator[Batch]:
     """Yield the batches of steps `first`, ``first + 1`` ... made in the background.
 
     Parameters
@@ -204,20 +212,45 @@ def prefetch(cutter: Cutter, first: int, *, workers: int, ahead: int = 4) -> Ite
     first : int
         Step of the first batch.
     workers : int
-        Threads; with 0 each batch is made when it is asked for.
+        With 0 each batch is made when it is asked for, with 1 by a thread. More are processes, as
+        threads of Python would wait for one another.
     ahead : int
         Batches kept ready, per worker.
+    pin : bool
+        Put them into page-locked memory.
     """
     if workers == 0:
         for step in count(first):
             yield cutter(step)
-    with ThreadPoolExecutor(workers, thread_name_prefix="training-tiles") as pool:
+    workers = min(workers, os.cpu_count() or 1)
+    if workers > 1:
+        loader: DataLoader[Batch] = DataLoader(
+            _Steps(cutter), None, sampler=count(first), num_workers=workers,
+            prefetch_factor=ahead, pin_memory=pin, collate_fn=_as_it_is,
+        )  # fmt: skip
+        yield from loader
+    with ThreadPoolExecutor(1, thread_name_prefix="training-tiles") as pool:
         waiting: list[Future[Batch]] = []
         try:
             for step in count(first):
-                while len(waiting) < workers * ahead:
+                while len(waiting) < ahead:
                     waiting.append(pool.submit(cutter, step + len(waiting)))
-                yield waiting.pop(0).result()
+                batch = waiting.pop(0).result()
+                yield batch.pin_memory() if pin else batch
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class _Steps(Dataset[Batch]):
+    """The batches of all steps, for torch's loader."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter = cutter
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._cutter(step)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,221 @@
+"""A network made ready to run, and what is done where it cannot go on as planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from napari_unet.answers import Answer, logits
+from napari_unet.devices import half_precision, is_out_of_memory, learn_limit
+from napari_unet.errors import MemoryLimitError
+from napari_unet.footprint import footprint
+from napari_unet.model import UNet
+from napari_unet.predictors import Predictor, PredictorError
+from napari_unet.predictors.fused import FusedUNet
+from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
+from napari_unet.predictors.torch_predictor import TorchPredictor
+from napari_unet.tiling import TilePlan
+
+__all__ = ["Network", "Prepared", "Runtime"]
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a network computes.
+
+    Parameters
+    ----------
+    device : torch.device
+        The processor or a GPU.
+    dtype : torch.dtype
+        float32, or a half precision.
+    engine : {"torch", "openvino"}
+        Who computes.
+    batch : int
+        Tiles per call.
+    tf32 : bool
+        Whether a GPU may round the products of float32 numbers.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    engine: str = "torch"
+    batch: int = 1
+    tf32: bool = False
+
+    @property
+    def half(self) -> bool:
+        """Whether numbers are of two bytes."""
+        return self.dtype != torch.float32
+
+    @property
+    def predictor(self) -> str:
+        """Who runs the network, as `footprint` knows it."""
+        return "cuda" if self.device.type == "cuda" else self.engine
+
+    @property
+    def precision(self) -> str:
+        """Name of the data type, or ``tf32``."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+
+class Prepared:
+    """A network made ready to run, and what is done when it cannot go on as planned.
+
+    Parameters
+    ----------
+    network : UNet or callable
+        Left as it is; a `UNet` is rewritten for inference.
+    runtime : Runtime
+        As planned.
+    answer : callable
+        What is made of the logits, on the device: `answers`.
+
+    Attributes
+    ----------
+    runtime : Runtime
+        As it runs by now.
+    remarks : list of str
+        What had to be changed, in words.
+
+    Raises
+    ------
+    MemoryLimitError
+        If the weights do not fit on the device.
+    """
+
+    def __init__(self, network: UNet | Network, runtime: Runtime, answer: Answer = logits) -> None:
+        self._network, self._answer = network, answer
+        self.runtime = runtime
+        self.remarks: list[str] = []
+        self._predictor: Predictor | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """Who computes; built when it is first needed, and anew after a change."""
+        if self._predictor is None:
+            self._predictor = self._build()
+        return self._predictor
+
+    def _build(self) -> Predictor:
+        runtime, network, answer = self.runtime, self._network, self._answer
+        if not isinstance(network, UNet):
+            return TorchPredictor(network, runtime.device, runtime.dtype, answer=answer)
+        if runtime.engine == "openvino":
+            try:
+                return OpenVinoPredictor(LeanUNet(network), half=runtime.half, answer=answer)
+            except PredictorError as error:
+                self.give_up_openvino(error)
+                runtime = self.runtime
+        layout = torch.channels_last if network.config.ndim == 2 else torch.channels_last_3d
+        rewritten = FusedUNet if runtime.device.type == "cuda" else LeanUNet
+        try:
+            lean = rewritten(network).to(
+                device=runtime.device,
+                dtype=runtime.dtype,
+                memory_format=layout,  # type: ignore[call-overload]
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryLimitError(
+                    f"The model does not fit into the memory of {_named(runtime.device)}; choose "
+                    "the CPU."
+                ) from error
+            raise
+        return TorchPredictor(lean, runtime.device, runtime.dtype, tf32=runtime.tf32, answer=answer)
+
+    def rest(self) -> None:
+        """Give back memory that is only of use to the next tile, if it is much."""
+        if self._predictor is not None:
+            self._predictor.rest()
+
+    def give_up_openvino(self, error: PredictorError) -> None:
+        """Go on with torch, which can run everything."""
+        self._change(replace(self.runtime, engine="torch"), f"{error}; PyTorch runs instead.")
+
+    def widen(self) -> None:
+        """Go on in float32, after numbers were beyond what float16 holds."""
+        wide = replace(self.runtime, dtype=torch.float32)
+        remark = "Numbers beyond float16 came up in the network; it went on in float32."
+        self._change(wide, remark)
+
+    def step_down(self, plan: TilePlan, step: tuple[int, ...]) -> tuple[int, ...]:
+        """Change the plan after memory ran out: smaller tiles, then half precision, then the CPU.
+
+        Parameters
+        ----------
+        plan : TilePlan
+            As it was before anything ran out.
+        step : tuple of int
+            What the tiles wrote that did not fit.
+
+        Returns
+        -------
+        tuple of int
+            What the tiles write from now on.
+
+        Raises
+        ------
+        MemoryLimitError
+            If nothing smaller is left.
+        """
+        runtime, size = self.runtime, _by(plan.divided(plan.region, step).tile_shape)
+        failed = f"Memory ran out on {_named(runtime.device)} with tiles of {size} px"
+        if runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        smaller = _halved(step, plan.stride)
+        if smaller is not None:
+            shape = plan.divided(plan.region, smaller).tile_shape
+            self._learn(shape)
+            self._change(runtime, f"{failed}; it went on with {_by(shape)} px.")
+            return smaller
+        if runtime.device.type == "cpu":
+            raise MemoryLimitError(f"{failed}, the smallest there are; close other programs.")
+        if not runtime.half:
+            half = replace(runtime, dtype=half_precision(runtime.device), tf32=False)
+            self._change(half, f"{failed}; it went on in {half.precision}.")
+            return step
+        cpu = Runtime(torch.device("cpu"), torch.float32)
+        self._change(cpu, f"{failed}; the rest was computed on the CPU.")
+        return plan.step
+
+    def _learn(self, shape: tuple[int, ...]) -> None:
+        """Remember for later plans what can be had."""
+        if isinstance(self._network, UNet):
+            runtime = self.runtime
+            cost = footprint(
+                self._network.config, shape, predictor=runtime.predictor, half=runtime.half
+            )
+            learn_limit(runtime.device, cost.peak * runtime.batch)
+
+    def _change(self, runtime: Runtime, remark: str) -> None:
+        if runtime != self.runtime:
+            self._predictor = None
+        self.runtime = replace(runtime, batch=1)
+        self.remarks.append(remark)
+
+
+def _halved(step: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Half of the largest axis, on the pooling grid; None where there is nothing smaller."""
+    divisible = [axis for axis, (s, grid) in enumerate(zip(step, stride, strict=True)) if s > grid]
+    if not divisible:
+        return None
+    largest = max(divisible, key=lambda axis: step[axis])
+    blocks = step[largest] // stride[largest]
+    half = -(-blocks // 2) * stride[largest]
+    return tuple(half if axis == largest else s for axis, s in enumerate(step))
+
+
+def _named(device: torch.device) -> str:
+    """A device in words."""
+    return "the CPU" if device.type == "cpu" else "the GPU"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
