@@ -125,7 +125,7 @@ def test_classes_made_there_are_those_made_here(threshold: float | None) -> None
 
 
 def test_rewritten_it_takes_no_more_memory_than_planned() -> None:
-    """Pixels, maps, weights and answers, as far as torch handed them out."""
+    """Pixels, maps, weights and answers, with what torch keeps beside them."""
     model = random_model(widths=(32, 64, 128, 256))
     side = model.config.geometry.axes[0].below(1500)
     assert side is not None
@@ -135,11 +135,12 @@ def test_rewritten_it_takes_no_more_memory_than_planned() -> None:
         ready = Prepared(model.network, runtime, probabilities)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_reserved()
         for _ in run_tiles(ready, lambda w: np.zeros((1, *w.shape), np.float32), plan, runtime):
             pass
-        peak = torch.cuda.max_memory_allocated() - before
-        assert peak < 1.05 * tile_bytes(model.config, (side, side), "cuda", runtime.half)
+        peak = torch.cuda.max_memory_reserved() - before
+        planned = tile_bytes(model.config, (side, side), "cuda", runtime.half)
+        assert 0.85 < peak / planned < 1.15
 
 
 def test_memory_that_runs_out_there() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,10 @@ __all__ = ["UNet", "crop_skip", "fold_batch_norm", "he_initialise"]
 # Read by torch when it first makes a tensor: on Linux, maps then come in large pages, which the
 # system hands out several times as fast.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# Read when a GPU is first used: its memory then grows in pages, and what torch takes is less than
+# 10 % above what maps need, instead of up to half as much again.
+if sys.platform == "linux" and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 # The two classes of each take tuples of their own length, which types cannot tell apart.
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
