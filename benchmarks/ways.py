@@ -6,6 +6,7 @@ and gives one class per pixel, so that what differs is how.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -116,8 +117,9 @@ def tutorial(image: Any, model: Model, device: torch.device, **_: Any) -> Outcom
     pixels = normalised(image)
     rows, columns = (-(-n // step) * step - n for n in pixels.shape)
     loss = axis.loss // 2
+    # A copy, as the model is shared by all ways, and parameters moved here would be of this mode.
+    network = copy.deepcopy(model.network).to(device)
     padded = np.pad(pixels, ((loss, loss + rows), (loss, loss + columns)), "reflect")
-    network = model.network.to(device)
     classes = np.zeros((pixels.shape[0] + rows, pixels.shape[1] + columns), np.uint8)
     for y in range(0, pixels.shape[0], step):
         for x in range(0, pixels.shape[1], step):

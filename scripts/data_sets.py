@@ -87,6 +87,7 @@ def parser_of(text: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--finish", action="store_true", help="end an interrupted training with its best network"
     )
+    parser.add_argument("--workers", type=int, default=1, help="processes that cut tiles")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     return parser
@@ -132,6 +133,7 @@ def _planned(
         recipe,
         steps=steps,
         seed=options.seed,
+        workers=options.workers,
         device=options.device,
         precision=options.precision,
     )
