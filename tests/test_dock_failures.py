@@ -245,3 +245,20 @@ def test_odd_pixels(dock: UNetDock, qtbot: Any, pixels: np.ndarray) -> None:
     else:
         assert layer.data.shape == pixels.shape
         assert layer.data.dtype == np.int32
+
+
+def test_an_error_that_superqt_swallows(
+    dock: UNetDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A RuntimeError that leaves a generator ends superqt's worker without a word."""
+
+    def refuse() -> None:
+        raise RuntimeError("docstrings are there already")
+
+    monkeypatch.setattr("napari_unet._napari.runner.link_torch", refuse)
+    dock.viewer.add_image(bright_squares())
+    dock.segment()
+    finish(dock, qtbot, 10_000)
+    sentence = "Something went wrong that should not (docstrings are there already)."
+    assert notified(dock) == ["docstrings are there already", sentence]
+    assert dock.controls.button.text == "Segment"

@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject
 
 from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected
 from napari_unet._napari.results import METADATA_KEY
+from napari_unet._napari.runner import audible, unforeseen
 from napari_unet.errors import Cancelled, ValidUNetError
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ class Probing(QObject):
         from napari.qt.threading import create_worker
 
         asked: list[bool] = []
-        worker: Any = create_worker(
-            _work, job, lambda: bool(asked) or worker.abort_requested, _ignore_errors=True
-        )
+        steps = _work(job, lambda: bool(asked) or worker.abort_requested)
+        worker: Any = create_worker(audible, steps, _ignore_errors=True)
 
         def stop() -> None:
             asked.append(True)
@@ -102,8 +102,10 @@ class Probing(QObject):
         def errored(error: Exception) -> None:
             from napari.utils.notifications import notification_manager
 
-            notification_manager.receive_error(type(error), error, error.__traceback__)
-            ended(f"Something went wrong that should not ({in_one_line(error)}).")
+            try:
+                notification_manager.receive_error(type(error), error, error.__traceback__)
+            finally:
+                ended(unforeseen(error))
 
         def yielded(step: ProbeProgress) -> None:
             if self._stop is stop and not asked:

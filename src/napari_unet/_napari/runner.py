@@ -31,7 +31,9 @@ __all__ = [
     "Update",
     "Walk",
     "Wish",
+    "audible",
     "duration",
+    "unforeseen",
     "work",
 ]
 
@@ -143,6 +145,10 @@ class Failure:
 Outcome = Finished | Stopped | Failure
 
 
+class _UnforeseenError(Exception):
+    """A bug, or what nobody has thought of."""
+
+
 class Wish(Enum):
     """What the window wants of the worker."""
 
@@ -249,6 +255,28 @@ def _show(
         steps.close()
 
 
+def audible(steps: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
+    """Walk through steps; every error that leaves them is heard of in the window.
+
+    superqt takes a RuntimeError that leaves a generator for a deleted window: its worker ends
+    without a word, and the dock would wait for ever. What else leaves a worker is told.
+
+    Parameters
+    ----------
+    steps : generator
+        What a worker does.
+    """
+    try:
+        return (yield from steps)
+    except RuntimeError as error:
+        raise _UnforeseenError(in_one_line(error)) from error
+
+
+def unforeseen(error: BaseException) -> str:
+    """Say that something went wrong that should not."""
+    return f"Something went wrong that should not ({in_one_line(error)})."
+
+
 class Walk:
     """A generator that is walked through in a thread; all methods are for the main thread.
 
@@ -278,7 +306,7 @@ class Walk:
         """Begin in a thread of napari's pool."""
         from napari.qt.threading import create_worker
 
-        self.worker = create_worker(self._steps, self._asked, _ignore_errors=True)
+        self.worker = create_worker(audible, self._steps(self._asked), _ignore_errors=True)
         self.worker.yielded.connect(self._yielded)
         self.worker.returned.connect(self._end)
         self.worker.errored.connect(self._errored)
@@ -315,9 +343,11 @@ class Walk:
     def _errored(self, error: Exception) -> None:
         from napari.utils.notifications import notification_manager
 
-        # A bug: napari's notification has the traceback behind a button.
-        notification_manager.receive_error(type(error), error, error.__traceback__)
-        self._end(Failure(f"Something went wrong that should not ({in_one_line(error)})."))
+        try:
+            # A bug: napari's notification has the traceback behind a button.
+            notification_manager.receive_error(type(error), error, error.__traceback__)
+        finally:
+            self._end(Failure(unforeseen(error)))
 
 
 class Run(Walk):
