@@ -262,3 +262,21 @@ def test_an_error_that_superqt_swallows(
     sentence = "Something went wrong that should not (docstrings are there already)."
     assert notified(dock) == ["docstrings are there already", sentence]
     assert dock.controls.button.text == "Segment"
+
+
+@pytest.mark.parametrize("step", ["Preview", "Session._open_activity", "Preview.become"])
+def test_a_step_in_the_window_that_goes_wrong(
+    dock: UNetDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The run ends; nothing else would ever end it."""
+
+    def refuse(*_: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(f"napari_unet._napari.session.{step}", refuse)
+    dock.viewer.add_image(bright_squares())
+    with qtbot.captureExceptions() as raised:
+        dock.segment()
+        finish(dock, qtbot)
+    assert [str(error) for _, error, _ in raised] == ["a bug"]
+    assert_said(dock, "Something went wrong that should not (a bug).", 1)

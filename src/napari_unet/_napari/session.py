@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer
@@ -12,7 +13,15 @@ from qtpy.QtCore import QObject, QTimer
 from napari_unet._napari.preview import Preview
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData
-from napari_unet._napari.runner import Canvas, Failure, Finished, Outcome, Run, Update
+from napari_unet._napari.runner import (
+    Canvas,
+    Failure,
+    Finished,
+    Outcome,
+    Run,
+    Update,
+    unforeseen,
+)
 from napari_unet.errors import MemoryLimitError
 
 if TYPE_CHECKING:
@@ -25,6 +34,25 @@ __all__ = ["Session"]
 _PATIENCE_MS = 250
 # After a layer was added the window is drawn before anything else is done.
 _A_FRAME_MS = 20
+
+Given = ParamSpec("Given")
+
+
+def _or_end(
+    step: Callable[Concatenate[Session, Given], None],
+) -> Callable[Concatenate[Session, Given], None]:
+    """Let a run end where a step of it goes wrong in the window: nothing would ever end it."""
+
+    @wraps(step)
+    def safe(self: Session, /, *args: Given.args, **more: Given.kwargs) -> None:
+        try:
+            step(self, *args, **more)
+        except Exception as error:
+            self._words = None
+            self.drop(unforeseen(error), failed=True)
+            raise
+
+    return safe
 
 
 class Session(QObject):
@@ -100,12 +128,14 @@ class Session(QObject):
         self._show(0, 0, "loading PyTorch and the model")
         self._lay_out.start()
 
+    @_or_end
     def _add_preview(self) -> None:
         run = self._run
         if run is not None:
             self._preview = Preview(self._viewer, run.request, run.canvas)
             self._launch.start()
 
+    @_or_end
     def _start_worker(self) -> None:
         run = self._run
         if run is not None:
@@ -184,6 +214,7 @@ class Session(QObject):
         if activity is not None:
             activity.close()
 
+    @_or_end
     def _on_end(self, outcome: Outcome) -> None:
         if isinstance(outcome, Finished):
             self._add(outcome.layers)
@@ -199,17 +230,18 @@ class Session(QObject):
 
         *maps, labels = layers
         viewer, preview = self._viewer, self._preview
-        self._preview = None
         if preview is not None and preview.become(labels):
             result = preview.layer
         else:
             result = viewer.add_layer(Layer.create(*labels))
+        self._preview = None
         active = viewer.layers.selection.active
         for layer in maps:
             viewer.layers.insert(viewer.layers.index(result), Layer.create(*layer))
         if maps:
             viewer.layers.selection.active = active
 
+    @_or_end
     def _finish(self) -> None:
         words, self._words = self._words, None
         if words is not None:
@@ -221,12 +253,14 @@ class Session(QObject):
         self._run = self._image = None
         self.cancelling = False
         preview, self._preview = self._preview, None
-        if preview is not None:
-            preview.remove()
-        gc.unfreeze()
         remarks, self._remarks = self._remarks, ()
-        self._ended(words, failed, "\n".join(remarks))
-        self._close_activity()
+        try:
+            if preview is not None:
+                preview.remove()
+        finally:
+            gc.unfreeze()
+            self._ended(words, failed, "\n".join(remarks))
+            self._close_activity()
 
     def _on_layer_removed(self, event: Any) -> None:
         if self._image is not None and event.value is self._image:

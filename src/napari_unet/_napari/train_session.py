@@ -138,9 +138,12 @@ class TrainSession(QObject):
         self._go_on_ending()
 
     def _go_on_ending(self) -> None:
-        self._left.pop(0)()
-        if self._left:
-            self._settle.start()
+        try:
+            self._left.pop(0)()
+        finally:
+            # What was learned is there, whether or not it can be shown.
+            if self._left:
+                self._settle.start()
 
     def _finish(self, outcome: Done | Stopped | Failure) -> None:
         self._run = None
