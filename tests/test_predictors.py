@@ -131,6 +131,23 @@ def test_nobody_waits_for_the_layer_that_runs_but_the_next_tile() -> None:
     timer.join()
 
 
+def test_a_request_that_never_ends_holds_up_no_other_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("openvino")
+    never = threading.Event()
+    where = "napari_unet.predictors.openvino_predictor"
+    monkeypatch.setattr(f"{where}._LAST_LAYER", 0.1)
+    thread = threading.Thread(target=never.wait)
+    thread.start()
+    monkeypatch.setattr(f"{where}._ending", [thread])
+    network = network_of({})
+    predictor_of("openvino", network, half=False).start(pixels_for(network.config)).result(None)
+    assert thread.is_alive()
+    never.set()
+    thread.join()
+
+
 def test_the_lean_network_leaves_the_models_own() -> None:
     """Whatever its copy is brought to; without batch norm, weights are held once."""
     for settings in ({}, {"norm": "batch"}):

@@ -26,6 +26,7 @@ __all__ = ["OpenVinoPredictor", "have_openvino"]
 
 _MUCH = 256 << 20
 _POLL_MS = 20  # how often a running tile asks whether to stop
+_LAST_LAYER = 10.0  # s for which the next tile waits at most; what it saves is only memory
 # Tiles that were given up, until the layer that ran then is done.
 _ending: list[Thread] = []
 
@@ -77,7 +78,7 @@ class OpenVinoPredictor:
             If it says that memory ran out.
         """
         while _ending:  # one tile's memory at a time
-            _ending.pop().join()
+            _ending.pop().join(_LAST_LAYER)
         try:
             if pixels.shape != self._shape:
                 self._compile(pixels.shape)
@@ -139,8 +140,8 @@ class _Running:
         """Stop after the layer that runs: up to a second, for which nobody waits but the next."""
         self._request.cancel()
         thread = Thread(target=self._end, name="end-tile")
-        _ending.append(thread)
         thread.start()
+        _ending.append(thread)
 
     def _end(self) -> None:
         """Keep the request and its pixels until they are used no more."""
