@@ -342,3 +342,18 @@ def test_labels_are_the_newest_that_lie_on_the_image(dock: UNetDock) -> None:
     assert controls.labels.value.name == "first"
     viewer.layers.remove("first")
     assert controls.labels.value.name == "third"
+
+
+def test_stop_stays_under_the_mouse(dock: UNetDock) -> None:
+    """Words come and go above it."""
+    controls = dock.training.controls
+    layout = controls.layout()
+    assert layout is not None
+    controls.show_running(True, curves=True)
+    places = set()
+    for more in ("", ", loss 0.123, best mean AP 0.456, 10 min left"):
+        controls.show_progress(1, 2000, f"step 1 of 2,000{more}")
+        controls.resize(270, 900)
+        layout.activate()
+        places.add(controls.running_buttons.y())
+    assert len(places) == 1

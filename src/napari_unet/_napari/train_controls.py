@@ -325,6 +325,9 @@ class TrainControls(QWidget):
         self.notice.setVisible(not running and bool(self.notice.text()))
         if running:
             self.interrupted.hide()
+            # Two lines: as words come and go, Stop must not move away from under the mouse.
+            self.words.setText("\n")
+            self.words.setMinimumHeight(self.words.heightForWidth(self.words.width()))
         self.button.setVisible(not running)
         for widget in (cast("QWidget", self.bar.native), self.words, self.running_buttons):
             widget.setVisible(running)
