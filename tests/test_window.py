@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +40,12 @@ class Window:
         app = Path(__file__).with_name("window_app.py")
         self.log = (folder / "log.txt").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, app, self.path], stdout=self.log, stderr=subprocess.STDOUT, cwd=folder
+            [sys.executable, app, self.path],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            # Models that are trained here are not those of whoever runs the tests.
+            env={**os.environ, "XDG_DATA_HOME": str(folder / "data")},
         )
 
     def close(self) -> None:
@@ -59,10 +65,28 @@ class Window:
             if state and good(state):
                 return state
             time.sleep(0.05)
-        pytest.fail(f"after {seconds} s not {what}: {self.state()}")
+        state = self.state()
+        pytest.fail(f"after {seconds} s not {what}: {state}\n{self.stacks()}")
+
+    def stacks(self) -> str:
+        """How old the state is, all that the window has said, and what each of its threads does."""
+        age = time.time() - self.path.stat().st_mtime if self.path.exists() else float("inf")
+        self.process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
+        return f"told {age:.1f} s ago\n{Path(self.log.name).read_text()}"
 
     def click(self, place: list[int]) -> None:
         xdotool("mousemove", *place, "sleep", "0.2", "click", 1)
+
+    def press(self, name: str, what: str, good: Callable[[State], Any], seconds: float) -> State:
+        """Click a button of the dock where it has stopped moving; look until that has worked."""
+        last: Any = None
+        state = self.wait(f"a button {name}", lambda s: name in s.get("places", ()))
+        while last != (last := state["places"][name]):
+            time.sleep(0.5)
+            state = self.wait(f"a button {name}", lambda s: name in s["places"])
+        self.click(last)
+        return self.wait(what, good, seconds)
 
     def menu(self, *texts: str) -> None:
         """Click through a menu; each text is the beginning of an entry."""
@@ -156,6 +180,32 @@ def test_from_the_sample_to_a_corrected_and_saved_mask(window: Window, tmp_path:
     assert state["button_text"] == "Segment"
     assert "ancel" in state["answer"] or "topped" in state["answer"]
     assert labels_of(state)[0] | {"mode": ""} == before | {"mode": ""}
+
+
+@pytest.mark.timeout(600)
+def test_from_labels_to_a_model_that_is_used(window: Window, tmp_path: Path) -> None:
+    window.menu("File", "Open Sample", "Nuclei (fluorescence)")
+    window.wait("an image", lambda s: s["layers"])
+    window.menu("Layers", "Segment", "U-Net (Valid U-Net)")
+    state = window.press("segment", "objects", lambda s: "objects in" in s["answer"], 120)
+
+    # The image and its labels are chosen already.
+    window.click(state["tabs"]["Train"])
+    window.press("train", "steps", lambda s: s["training"] and s["step"] >= 1, 240)
+    state = window.press(
+        "stop", "an end", lambda s: not s["training"] and "use" in s["places"], 120
+    )
+    assert "(new)" in " ".join(layer["name"] for layer in labels_of(state))
+
+    state = window.press(
+        "use", "the model", lambda s: s["page"] == "Segment" and s["model"] != "nuclei", 60
+    )
+    (written,) = (tmp_path / "data").rglob("*.safetensors")
+    assert state["model"] == written.stem
+    before = len(labels_of(state))
+    window.press(
+        "segment", "its objects", lambda s: len(labels_of(s)) > before and not s["running"], 120
+    )
 
 
 def stroke(window: Window, canvas: list[int]) -> None:

@@ -9,8 +9,10 @@ the canvas, and with what the layers hold.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,29 @@ def describe(layer: Any) -> dict[str, Any]:
     }
 
 
+def training(dock: Any) -> dict[str, Any]:
+    """What the pages and their tabs are, and how a training goes."""
+    bar, page = dock.pages.tabBar(), dock.training
+    places = {bar.tabText(n): bar.mapToGlobal(bar.tabRect(n).center()) for n in range(bar.count())}
+    controls = page.controls
+    buttons = {
+        "segment": dock.controls.button.native,
+        "train": controls.button,
+        "stop": controls.stop,
+        "use": controls.results.use,
+    }
+    opened = dock.models.opened
+    return {
+        "tabs": {text: [point.x(), point.y()] for text, point in places.items()},
+        "page": bar.tabText(dock.pages.currentIndex()),
+        "model": "" if opened is None else opened.card.name,
+        "training": page.running,
+        "trained": controls.answer.text(),
+        "step": controls.bar.value,
+        "places": {name: centre(w) for name, w in buttons.items() if w.isVisible()},
+    }
+
+
 def state(viewer: napari.Viewer) -> dict[str, Any]:
     """Everything the test looks at."""
     window = viewer.window._qt_window
@@ -73,12 +98,15 @@ def state(viewer: napari.Viewer) -> dict[str, Any]:
             "button_text": controls.button.text,
             "running": docks[0].session.running,
             "answer": controls.answer.text(),
+            **training(docks[0]),
         }
     return found
 
 
 def main() -> None:
     """Open the window and keep the state file up to date."""
+    # Where the test waits in vain, it asks what each thread is doing.
+    faulthandler.register(signal.SIGUSR1)
     path = Path(sys.argv[1])
     viewer = napari.Viewer()
     viewer.window._qt_window.move(QPoint(0, 0))
