@@ -186,3 +186,24 @@ def test_devices_and_precisions_that_are_not_there() -> None:
     for name in ("float16", "int8"):
         with pytest.raises(OptionError):
             resolve_precision(name, cpu)
+
+
+@pytest.mark.parametrize(
+    ("capability", "auto"),
+    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16),
+     ((7, 0), torch.float16), ((6, 1), torch.float32)],
+)  # fmt: skip
+def test_a_gpu_computes_in_what_it_has_units_for(
+    capability: tuple[int, int], auto: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = torch.device("cuda")
+    assert resolve_precision("auto", gpu) == auto
+    assert resolve_precision("float16", gpu) == torch.float16
+    if capability >= (8, 0):
+        assert resolve_precision("tf32", gpu) == torch.float32
+    else:
+        with pytest.raises(OptionError, match="choose float32"):
+            resolve_precision("tf32", gpu)
+    with pytest.raises(OptionError, match="choose float32"):
+        resolve_precision("tf32", torch.device("cpu"))

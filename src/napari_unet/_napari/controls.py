@@ -108,8 +108,9 @@ class Controls(QWidget):
         )
         self.precision = combo_box(
             list(PRECISIONS),
-            "Numbers the network computes with. auto: bfloat16 where it is faster here, else "
-            "float32. Default: auto.",
+            "Numbers the network computes with. auto: half precision (bfloat16, float16) where it "
+            "is faster here, else float32. tf32: float32 whose products are rounded, on NVIDIA "
+            "GPUs. Default: auto.",
         )
         engines = [("automatic", "auto"), ("PyTorch", "torch"), ("OpenVINO", "openvino")]
         self.engine = combo_box(
