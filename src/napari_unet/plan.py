@@ -255,7 +255,7 @@ def _tiles(
     if options.tile_size is not None:
         plan = plan_tiles(grid.network, geometry, options.tile_size, region)
     else:
-        most = min(_GPU_TILE, _GPU_ELEMENTS // max(config.widths[0], *config.up_widths[:1]))
+        most = min(_GPU_TILE, _GPU_ELEMENTS // max((config.widths[0], *config.up_widths[:1])))
         found = choose_tile(
             config,
             extent,
