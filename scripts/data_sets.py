@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 from napari_unet.card import ClassInfo
 from napari_unet.checkpoint import Model, load_model, save_model
 from napari_unet.config import UNetConfig
+from napari_unet.model import UNet
 from napari_unet.steps import walk
 from napari_unet.training.loop import Progress, Trained, train_steps
 from napari_unet.training.pairs import Pair, PairFiles, load_pair
@@ -44,6 +46,10 @@ class Task:
         Where labels are classes.
     grey : bool
         Whether colours are averaged.
+    blend : bool
+        Whether the last recipe's network is averaged with the one that it began with: two ways
+        into the same valley, whose middle is often better than both (Izmailov et al. 2018,
+        arXiv:1803.05407).
     """
 
     name: str
@@ -53,6 +59,7 @@ class Task:
     provenance: Mapping[str, str]
     classes: tuple[tuple[ClassInfo, ...], tuple[int, ...]] | None = None
     grey: bool = False
+    blend: bool = False
 
 
 def pairs_of(folder: Path, split: str, *, grey: bool = False) -> list[Pair]:
@@ -102,6 +109,8 @@ def train_task(task: Task, options: argparse.Namespace, *, val: float = 0.05) ->
         plan = _planned(task, pairs, recipe, options, start, val)
         state = state_path(options.out).with_suffix(f".training{number}")
         trained = _run(plan, state, finish=options.finish and state.exists())
+        if task.blend and start is not None:
+            trained = replace(trained, network=_middle(start.network, trained.network))
         start = Model(replace(plan.model.card, settings=task.settings), trained.network)
     assert start is not None
     card = finished_card(plan, trained, None)
@@ -118,6 +127,17 @@ def train_task(task: Task, options: argparse.Namespace, *, val: float = 0.05) ->
     save_model(options.out, trained.network, card, half=True)
     write_report(options.out.with_suffix(".html"), card, trained, plan.held)
     return Model(card, trained.network)
+
+
+def _middle(one: UNet, other: UNet) -> UNet:
+    """The mean of two networks' weights and statistics."""
+    middle, theirs = copy.deepcopy(one), other.state_dict()
+    state = middle.state_dict()
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            state[name] = (tensor + theirs[name]) / 2
+    middle.load_state_dict(state)
+    return middle.eval()
 
 
 def _planned(

@@ -192,3 +192,62 @@ def test_fused_for_a_gpu_it_is_the_same_network(
     if not config.slope and config.norm == "none":
         # Of each level two convolutions on the way down and two on the way up, one of which adds.
         assert (calls.count("relu"), calls.count("add")) == (3 * config.depth + 2, config.depth)
+
+
+def test_what_openvino_compiled_is_there_for_the_next_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same weights and tile only, and for one run at a time."""
+    made: list[tuple[int, ...]] = []
+    compile_one = OpenVinoPredictor._compiled
+
+    def compiled(self: OpenVinoPredictor, shape: tuple[int, ...]) -> Any:
+        made.append(shape)
+        return compile_one(self, shape)
+
+    monkeypatch.setattr(OpenVinoPredictor, "_compiled", compiled)
+    network = network_of({"widths": (4, 6), "norm": "batch"})
+    pixels = pixels_for(network.config)
+
+    def run(*, half: bool = False, rests: bool = True, given: NDArray[np.float32] = pixels) -> Any:
+        predictor = OpenVinoPredictor(LeanUNet(network), half=half)
+        found = predictor.start(given).result(None)
+        if rests:
+            predictor.rest()
+        return found
+
+    def count() -> int:
+        made.clear()
+        found = run()
+        with torch.inference_mode():
+            want = network(torch.from_numpy(pixels)).numpy()
+        np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4)
+        return len(made)
+
+    run()
+    assert count() == 0
+    assert count() == 0
+    with torch.no_grad():
+        network.head.weight.mul_(2)  # type: ignore[operator, union-attr]
+    assert count() == 1
+    run(given=pixels[:1])
+    assert count() == 1
+    run(half=True)
+    assert count() == 1
+    # Two at once: the second finds nothing.
+    first = OpenVinoPredictor(LeanUNet(network))
+    pending = first.start(pixels)
+    assert count() == 1
+    pending.result(None)
+    # One that was given up keeps what it has.
+    run(rests=False)
+    assert count() == 1
+
+
+def test_after_a_rest_the_same_predictor_goes_on() -> None:
+    network = network_of({})
+    predictor = OpenVinoPredictor(LeanUNet(network))
+    pixels = pixels_for(network.config)
+    once = predictor.start(pixels).result(None)
+    for _ in range(2):
+        predictor.rest()
+        predictor.rest()
+        np.testing.assert_array_equal(predictor.start(pixels).result(None), once)

@@ -144,6 +144,9 @@ def footprint(
     packed = _packed(walk.maps) * 17 // 16 if predictor == "openvino" else _allocated(walk.maps)
     if predictor == "cuda":
         packed = int(packed * _ON_GPU[half])
+    if predictor == "openvino":
+        # The logits leave the piece in which the maps have their place.
+        packed += 4 * config.n_classes * prod(walk.levels[0].fourth)
     weights = walk.weights()
     return Footprint(walk.flops, packed + weights + _BASE[predictor], weights)
 
