@@ -79,7 +79,8 @@ def test_one_click_does_the_job(dock: UNetDock, qtbot: Any) -> None:
     assert dock.viewer.layers.selection.active is layer
     words = dock.controls.answer.text()
     assert words.startswith("24 objects in ")
-    assert words.endswith(" s on the CPU (float32)")
+    # Which precision is worth taking depends on what is loaded already.
+    assert words.endswith(f" s on the CPU ({report['precision']})")
     assert notified(dock) == []
 
 

@@ -7,10 +7,8 @@ optional (``pip install "napari-valid-unet[openvino]"``).
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from contextlib import suppress
-from functools import cached_property
 from threading import Thread
 from typing import Any
 
@@ -20,18 +18,17 @@ from numpy.typing import NDArray
 
 from napari_unet.answers import Answer, logits
 from napari_unet.errors import Cancelled
-from napari_unet.footprint import levels
+from napari_unet.footprint import footprint, levels
 from napari_unet.predictors import Pending, PredictorError, ShouldStop
 from napari_unet.predictors.lean import LeanUNet
 
 __all__ = ["OpenVinoPredictor", "have_openvino"]
 
+_MUCH = 256 << 20
 _POLL_MS = 20  # how often a running tile asks whether to stop
 _LAST_LAYER = 10.0  # s for which the next tile waits at most; what it saves is only memory
 # Tiles that were given up, until the layer that ran then is done.
 _ending: list[Thread] = []
-# What the last run compiled, by weights, tile and precision; who takes it out has it alone.
-_compiled: dict[tuple[Any, ...], Any] = {}
 
 
 def have_openvino() -> bool:
@@ -68,7 +65,6 @@ class OpenVinoPredictor:
         self._openvino: Any = openvino
         self._network, self._half, self._answer = network, half, answer
         self._shape: tuple[int, ...] | None = None
-        self._model: Any = None
         self._request: Any = None
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
@@ -94,40 +90,17 @@ class OpenVinoPredictor:
         return _Running(self._request, given, self._answer)
 
     def rest(self) -> None:
-        """Let go of the maps' memory, and leave what was compiled to the next run."""
+        """Let go of the maps' memory where it is much; compiling anew takes a moment."""
         if self._shape is not None:
-            key, model = self._key(self._shape), self._model
-            self._shape = self._request = self._model = None
-            model.release_memory()
-            _compiled.clear()
-            _compiled[key] = model
+            config, shape = self._network.config, self._shape[2:]
+            if footprint(config, shape, predictor=self.name, half=self._half).peak > _MUCH:
+                self._shape = self._request = None
 
     def _compile(self, shape: tuple[int, ...]) -> None:
-        """Make ready for one shape; what was compiled for another is let go of first."""
-        self._shape = self._request = self._model = None
-        found = _compiled.pop(self._key(shape), None)
-        _compiled.clear()
-        self._model = self._compiled(shape) if found is None else found
-        self._request = self._model.create_infer_request()
-        self._shape = shape
-
-    def _key(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
-        """What a compiled network is good for."""
-        config = self._network.config
-        return self._digest, config, shape, self._half, torch.get_num_threads()
-
-    @cached_property
-    def _digest(self) -> bytes:
-        """Hash of the weights: compiling and laying them out takes ten times as long."""
-        found = hashlib.sha256()
-        for tensor in self._network.state_dict().values():
-            found.update(tensor.contiguous().numpy())
-        return found.digest()
-
-    def _compiled(self, shape: tuple[int, ...]) -> Any:
-        """Compile; the first tile then lays the weights out."""
+        """Compile for one shape; what was compiled for another is let go of first."""
+        self._shape = self._request = None
         graph = _Graph(self._openvino, self._network).build(shape)
-        return self._openvino.Core().compile_model(
+        compiled = self._openvino.Core().compile_model(
             graph,
             "CPU",
             {
@@ -138,6 +111,8 @@ class OpenVinoPredictor:
                 "ENABLE_CPU_PINNING": False,
             },
         )
+        self._request = compiled.create_infer_request()
+        self._shape = shape
 
 
 class _Running:
