@@ -24,7 +24,7 @@ from napari_unet.config import UNetConfig
 from napari_unet.footprint import footprint
 from napari_unet.model import UNet, fold_batch_norm, he_initialise
 from napari_unet.options import Options
-from napari_unet.plan import plan_job
+from napari_unet.plan import Job, plan_job
 from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.prepared import Prepared
 from napari_unet.segmentation import Progress, segment_steps
@@ -219,84 +219,65 @@ def _product(**settings: Any) -> Callable[..., Outcome]:
     return run
 
 
-def openvino(
-    image: Any,
-    model: Model,
-    device: torch.device,
-    *,
-    precision: str = "float32",
-    memory: int | None = None,
-) -> Outcome:
-    """(e) OpenVINO's own graph, on as many tiles of noise as the product computes of the image."""
-    options = Options(
-        output="classes", precision=precision, memory=memory, engine="openvino", device=str(device)
-    )
-    job = plan_job(image, model, options)
-    tile, tiles = job.plan.tile_shape, len(job.plan)
-    compute = openvino_request(model, tile, job.runtime.precision)
-    compute()
-    start = time.perf_counter()
-    for _ in range(tiles):
+def _bare(
+    prepare: Callable[[Model, Job], Callable[[], Any]], **settings: Any
+) -> Callable[..., Outcome]:
+    """(e) A network alone, on as many tiles of noise as the product computes of the image."""
+
+    def run(
+        image: Any, model: Model, device: torch.device, *, memory: int | None = None
+    ) -> Outcome:
+        options = Options(output="classes", memory=memory, device=str(device), **settings)
+        job = plan_job(image, model, options)
+        tile, tiles = job.plan.tile_shape, len(job.plan)
+        compute = prepare(model, job)
         compute()
-    details = {
-        "seconds": time.perf_counter() - start,
-        "tile": list(tile),
-        "tiles": tiles,
-        "flops": tiles * footprint(model.config, tile).flops,
-        "precision": job.runtime.precision,
-    }
-    return Outcome(np.zeros((0, 0), np.uint8), details)
-
-
-def _openvino(precision: str) -> Callable[..., Outcome]:
-    def run(image: Any, model: Model, device: torch.device, **more: Any) -> Outcome:
-        return openvino(image, model, device, **(more | {"precision": precision}))
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(tiles):
+            compute()
+        _wait(device)
+        details = {
+            "seconds": time.perf_counter() - start,
+            "tile": list(tile),
+            "tiles": tiles,
+            "flops": tiles * footprint(model.config, tile).flops,
+            "precision": job.runtime.precision,
+        }
+        return Outcome(np.zeros((0, 0), np.uint8), details)
 
     return run
 
 
-def network(
-    image: Any,
-    model: Model,
-    device: torch.device,
-    *,
-    precision: str = "auto",
-    memory: int | None = None,
-) -> Outcome:
-    """(e) The product's network alone on a GPU, on as many tiles of noise as it computes."""
-    options = Options(output="classes", precision=precision, memory=memory, device=str(device))
-    job = plan_job(image, model, options)
-    tile, tiles = job.plan.tile_shape, len(job.plan)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _openvino(model: Model, job: Job) -> Callable[[], Any]:
+    """OpenVINO's own graph."""
+    return openvino_request(model, job.plan.tile_shape, job.runtime.precision)
+
+
+def _network(model: Model, job: Job) -> Callable[[], Any]:
+    """The product's network on a GPU, its pixels there already."""
     predictor = Prepared(model.network, job.runtime).predictor
     assert isinstance(predictor, TorchPredictor)
-    given = torch.rand(1, model.config.in_channels, *tile, device=device)
-    predictor.forward(given)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(tiles):
-        predictor.forward(given)
-    torch.cuda.synchronize()
-    details = {
-        "seconds": time.perf_counter() - start,
-        "tile": list(tile),
-        "tiles": tiles,
-        "flops": tiles * footprint(model.config, tile).flops,
-        "precision": job.runtime.precision,
-    }
-    return Outcome(np.zeros((0, 0), np.uint8), details)
-
-
-def _network(precision: str) -> Callable[..., Outcome]:
-    def run(image: Any, model: Model, device: torch.device, **more: Any) -> Outcome:
-        return network(image, model, device, **(more | {"precision": precision}))
-
-    return run
+    shape = (1, model.config.in_channels, *job.plan.tile_shape)
+    given = torch.rand(shape, device=job.runtime.device)
+    return lambda: predictor.forward(given)
 
 
 # What computes no image: it is timed beside the others, and nothing else is asked of it.
 BARE: dict[str, dict[str, Callable[..., Outcome]]] = {
-    "cpu": {"openvino float32": _openvino("float32"), "openvino auto": _openvino("auto")},
-    "cuda": {"network tf32": _network("tf32"), "network auto": _network("auto")},
+    "cpu": {
+        f"openvino {precision}": _bare(_openvino, engine="openvino", precision=precision)
+        for precision in ("float32", "auto")
+    },
+    "cuda": {
+        f"network {precision}": _bare(_network, precision=precision)
+        for precision in ("tf32", "auto")
+    },
 }
 ONLY_GPU = ("product tf32",)
 WAYS: dict[str, Callable[..., Outcome]] = {

@@ -21,7 +21,7 @@ from math import prod
 
 from napari_unet.config import UNetConfig
 
-__all__ = ["KEPT", "SMALL", "Footprint", "Level", "footprint", "levels"]
+__all__ = ["GROUP", "KEPT", "QUEUED", "SMALL", "Footprint", "Level", "footprint", "levels"]
 
 Shape = tuple[int, ...]
 
@@ -31,9 +31,9 @@ _BASE = {"torch": 16 << 20, "openvino": 24 << 20, "cuda": 16 << 20}
 # cuDNN takes to multiply float32 numbers.
 _ON_GPU = {True: 9 / 8, False: 6 / 5}
 # Channels that a GPU computes with at once; the image is given so many.
-_GROUP = 8
+GROUP = 8
 # Calls whose pixels and answers are on a GPU besides those that are computed.
-_QUEUED = 2
+QUEUED = 2
 # The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
 # back at once (`torch_predictor` tells it to). OpenVINO plans all of its maps in one piece.
 SMALL, KEPT = 4 << 20, 32 << 20
@@ -226,9 +226,9 @@ class _Walk:
         self.hold(config.in_channels, self.levels[0].entry, 4)
         held = self.hold(config.in_channels, self.levels[0].entry)
         if self.predictor == "cuda":
-            self.hold(_QUEUED * config.in_channels, self.levels[0].entry, 4)
-            self.hold(_QUEUED * max(config.n_classes, 2), self.levels[0].fourth, 4)
-            wide = -(-config.in_channels // _GROUP) * _GROUP
+            self.hold(QUEUED * config.in_channels, self.levels[0].entry, 4)
+            self.hold(QUEUED * max(config.n_classes, 2), self.levels[0].fourth, 4)
+            wide = -(-config.in_channels // GROUP) * GROUP
             held = self.hold(wide, self.levels[0].entry)
         inputs, kept = config.in_channels, []
         for level, at in enumerate(self.levels):

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_unet.footprint import GROUP
 from napari_unet.model import UNet
 from napari_unet.predictors.lean import LeanUNet
 
 __all__ = ["FusedUNet"]
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# Channels of which the units for matrices take so many at once.
-_GROUP = 8
 
 
 class FusedUNet(LeanUNet):
@@ -38,7 +37,7 @@ class FusedUNet(LeanUNet):
         super().__init__(network)
         config = self.config
         self._sums = not config.slope and config.norm == "none"
-        self._channels = -(-config.in_channels // _GROUP) * _GROUP
+        self._channels = -(-config.in_channels // GROUP) * GROUP
         _widen(self.down[0][0], self._channels)
         self.down = nn.ModuleList(_fused(layers) for layers in self.down)
         if self._sums:

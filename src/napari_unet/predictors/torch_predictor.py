@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from napari_unet.answers import Answer, logits
 from napari_unet.devices import arithmetic
 from napari_unet.errors import Cancelled
-from napari_unet.footprint import KEPT, SMALL
+from napari_unet.footprint import KEPT, QUEUED, SMALL
 from napari_unet.predictors import Pending, ShouldStop
 
 __all__ = ["TorchPredictor"]
@@ -54,7 +54,7 @@ class TorchPredictor:
         self.device, self.dtype, self.network = device, dtype, network
         self.tf32, self.answer = tf32, answer
         # One is computed, one is there already: the GPU never waits for Python to write.
-        self.ahead = 2 if device.type == "cuda" else 0
+        self.ahead = QUEUED if device.type == "cuda" else 0
         self._staging = _Staging(device) if self.ahead else None
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
