@@ -3,9 +3,9 @@
     python scripts/train_nuclei.py DATA OUT.safetensors [--also FOLDER ...] [--workers 4]
 
 DATA holds the corrected 2018 Data Science Bowl stage-1 images (CC0), of which only rows with split
-``train`` are used. A twentieth of them is held out to choose by. Some minutes on a large GPU, a day
-on two CPU cores (``--scale 0.2`` comes close in a few hours); the state is saved every minute and a
-second call goes on from there.
+``train`` are used. A twentieth of them is held out to choose by. Some minutes on a large GPU, many
+hours on a few CPU cores (``--scale`` shortens it); the state is saved every minute and a second
+call goes on from there.
 """
 
 from __future__ import annotations
