@@ -317,7 +317,7 @@ def test_preferences_and_dock_show_the_same(dock: UNetDock) -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_openvino_is_offered_where_it_is_installed(
+def test_a_library_is_offered_where_it_is_installed(
     dock: UNetDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
     get_plugin_settings("napari-valid-unet").segmentation.engine = "openvino"
@@ -327,7 +327,7 @@ def test_openvino_is_offered_where_it_is_installed(
     again = UNetDock(dock.viewer)
     qtbot.addWidget(again)
     engine = again.controls.engine
-    assert engine.choices == ("auto", "torch", "openvino")[: 2 + installed]
+    assert engine.choices == ("auto", "torch", "openvino", "ncnn")[: 2 + 2 * installed]
     assert engine.value == ("openvino" if installed else "auto")
     assert engine.native.itemText(1) == "PyTorch"
     assert again.controls.memory.native.text() == "automatic"

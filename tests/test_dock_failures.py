@@ -165,6 +165,7 @@ def test_out_of_memory_in_the_network(
     where = "napari_unet.predictors"
     monkeypatch.setattr(f"{where}.torch_predictor.TorchPredictor.forward", refuse)
     monkeypatch.setattr(f"{where}.openvino_predictor.OpenVinoPredictor.start", refuse)
+    monkeypatch.setattr(f"{where}.ncnn_predictor.NcnnPredictor.start", refuse)
     monkeypatch.setattr("napari_unet.devices._learned", {})
     dock.viewer.add_image(bright_squares())
     dock.segment()

@@ -22,12 +22,13 @@ import numpy as np, torch
 from napari_unet.config import UNetConfig
 from napari_unet.model import UNet
 from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.ncnn_predictor import NcnnPredictor
 from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
 name, cases = json.loads(sys.argv[1])
-if name == "openvino":
-    import openvino
+if name != "torch":
+    __import__(name)
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -41,6 +42,9 @@ def run(half, config, shape):
     lean = LeanUNet(network)
     if name == "openvino":
         predictor = OpenVinoPredictor(lean, half=half)
+    elif name == "ncnn":
+        predictor = NcnnPredictor(lean)
+        del lean
     else:
         dtype = torch.bfloat16 if half else torch.float32
         layout = torch.channels_last if config.ndim == 2 else torch.channels_last_3d
@@ -78,11 +82,12 @@ def admissible(case: tuple[dict[str, Any], tuple[int, ...]]) -> tuple[Any, tuple
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured with Linux' /proc")
-@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "openvino", "ncnn"])
 def test_the_peak_is_what_is_measured(name: str) -> None:
-    if name == "openvino":
-        pytest.importorskip("openvino")
+    pytest.importorskip(name)
     cases = [(half, *network) for half in (False, True) for network in map(admissible, NETWORKS)]
+    if name == "ncnn":  # 2-D and float32
+        cases = [case for case in cases if not case[0] and case[1].get("ndim") != 3]
     command = [sys.executable, "-c", _MEASURE, json.dumps([name, cases])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -101,7 +106,7 @@ def test_the_arithmetic_is_what_torch_counts(
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, config.in_channels, *size))
     counted = counter.get_total_flops()
-    for name in ("torch", "openvino"):
+    for name in ("torch", "openvino", "ncnn"):
         assert footprint(config, size, predictor=name).flops == pytest.approx(counted, rel=1e-3)
 
 

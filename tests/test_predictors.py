@@ -20,6 +20,7 @@ from napari_unet.model import UNet
 from napari_unet.predictors import Predictor
 from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.ncnn_predictor import NcnnPredictor
 from napari_unet.predictors.openvino_predictor import OpenVinoPredictor, _Running
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
@@ -55,18 +56,23 @@ def predictor_of(name: str, network: UNet, *, half: bool) -> Predictor:
     lean = LeanUNet(network)
     if name == "openvino":
         return OpenVinoPredictor(lean, half=half)
+    if name == "ncnn":
+        return NcnnPredictor(lean)
     dtype = torch.bfloat16 if half else torch.float32
     return TorchPredictor(lean.to(dtype=dtype), CPU, dtype)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize(
+    ("name", "half"),
+    [("torch", False), ("torch", True), ("openvino", False), ("openvino", True), ("ncnn", False)],
+)
 @pytest.mark.parametrize("settings", CONFIGS)
 def test_every_predictor_computes_the_readable_network(
     settings: dict[str, Any], name: str, half: bool
 ) -> None:
-    if name == "openvino":
-        pytest.importorskip("openvino")
+    pytest.importorskip(name)
+    if name == "ncnn" and settings.get("ndim") == 3:
+        pytest.skip("ncnn is for planes")
     network = network_of(settings)
     pixels = pixels_for(network.config)
     with torch.inference_mode():
@@ -86,10 +92,9 @@ def test_every_predictor_computes_the_readable_network(
     assert other.shape[1] == wanted.shape[1]
 
 
-@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("name", ["torch", "openvino", "ncnn"])
 def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
-    if name == "openvino":
-        pytest.importorskip("openvino")
+    pytest.importorskip(name)
     network = random_network(UNetConfig(widths=(24, 32)))
     pixels = np.zeros((1, 1, 1020, 1020), np.float32)
     predictor = predictor_of(name, network, half=False)

@@ -41,7 +41,10 @@ def test_the_tile_is_admissible_fits_and_is_worth_its_memory(data: st.DataObject
     extents = st.integers(1, 5000) if config.ndim == 2 else st.integers(1, 200)
     extent = data.draw(st.tuples(*[extents] * config.ndim))
     budget = data.draw(st.integers(20, 34).map(lambda power: 1 << power))
-    engine, half = data.draw(st.sampled_from(["torch", "openvino"])), data.draw(st.booleans())
+    engine, half = (
+        data.draw(st.sampled_from(["torch", "openvino", "ncnn"])),
+        data.draw(st.booleans()),
+    )
     found = choose_tile(config, extent, budget, engine=engine, half=half)
     config.geometry.output(found.shape)
     assert min(config.geometry.step(found.shape)) >= 1
@@ -107,7 +110,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_measurement_is_made_once_and_kept(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, bool]] = []
 
-    def measured(engine: str, half: bool) -> tuple[float, bool]:
+    def measured(engine: str, half: bool, *_: Any) -> tuple[float, bool]:
         calls.append((engine, half))
         return 1e11, not half
 
@@ -119,15 +122,16 @@ def test_a_measurement_is_made_once_and_kept(fresh: Path, monkeypatch: pytest.Mo
         assert speed.operations_per_second("torch", half=half) == 1e11
     # One that no second run agreed with is not kept beyond the process.
     assert calls == [("torch", False), ("torch", True), ("torch", True)]
-    assert list(json.loads(fresh.read_text()).values()) == [{"torch, float32": 1e11}]
+    assert list(json.loads(fresh.read_text()).values()) == [{"torch, float32, narrow": 1e11}]
     fresh.write_text("damaged")
     speed.operations_per_second.cache_clear()
     assert speed.operations_per_second("torch") == 1e11
 
 
 def test_the_probe_measures_something_in_well_under_a_second(fresh: Path) -> None:
-    found, _ = speed._measured("torch", False)
-    assert 1e7 < found < 1e14
+    for probe in speed._PROBES.values():
+        found, _ = speed._measured("torch", False, *probe)
+        assert 1e7 < found < 1e14
 
 
 @pytest.mark.parametrize(
@@ -139,30 +143,64 @@ def test_the_probe_measures_something_in_well_under_a_second(fresh: Path) -> Non
         ({"torch": (1e11, 2e11), "openvino": (1e11, 4e11)}, 1e13, ("openvino", torch.bfloat16)),
         # Precision is not given up for a few per cent.
         ({"torch": (1e11, 1.1e11), "openvino": (0, 0)}, 1e13, ("torch", torch.float32)),
+        ({"torch": (1e11, 0), "openvino": (2e11, 0), "ncnn": (3e11, 0)}, 1e13, "ncnn"),
+        ({"openvino": (2e11, 4e11), "ncnn": (3e11, 0)}, 1e13, ("openvino", torch.bfloat16)),
+        ({"openvino": (2e11, 4e11), "ncnn": (3.9e11, 0)}, 1e13, "ncnn"),
     ],
 )
 def test_automatic_takes_what_is_done_first(
     monkeypatch: pytest.MonkeyPatch, speeds: Any, flops: float, wanted: Any
 ) -> None:
-    monkeypatch.setattr(
-        speed, "operations_per_second", lambda engine, *, half=False: float(speeds[engine][half])
-    )
+    def measured(engine: str, *, half: bool = False, wide: bool) -> float:
+        assert not wide
+        return float(speeds.get(engine, (0, 0))[half])
+
+    monkeypatch.setattr(speed, "operations_per_second", measured)
     monkeypatch.setattr(speed, "have_openvino", lambda: True)
-    way = choose_engine(UNetConfig(widths=(4, 8)), flops, CPU, "auto", "auto")
-    assert (way.engine, way.dtype) == wanted
-    exact = choose_engine(UNetConfig(widths=(4, 8)), flops, CPU, "auto", "float32")
+    monkeypatch.setattr(speed, "have_ncnn", lambda: True)
+    config = UNetConfig(widths=(4, 8))
+    way = choose_engine(config, lambda *_: flops, CPU, "auto", "auto")
+    assert (way.engine, way.dtype) == (
+        (wanted, torch.float32) if isinstance(wanted, str) else wanted
+    )
+    exact = choose_engine(config, lambda *_: flops, CPU, "auto", "float32")
     assert exact.dtype == torch.float32
-    forced = choose_engine(UNetConfig(widths=(4, 8)), flops, CPU, "torch", "bfloat16")
+    forced = choose_engine(config, lambda *_: flops, CPU, "torch", "bfloat16")
     assert (forced.engine, forced.dtype) == ("torch", torch.bfloat16)
 
 
+def test_who_needs_less_memory_may_be_done_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "operations_per_second", lambda *_, **__: 1e11)
+    monkeypatch.setattr(speed, "_engines", lambda _: ["ncnn", "openvino"])
+    work = {"ncnn": 3e13, "openvino": 2e13}
+    way = choose_engine(UNetConfig(), lambda engine, _: work[engine], CPU, "auto", "float32")
+    assert way.engine == "openvino"
+
+
+def test_ncnn_is_for_planes_and_kernels_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "have_ncnn", lambda: True)
+    assert "ncnn" in speed._engines(UNetConfig())
+    assert "ncnn" not in speed._engines(UNetConfig(ndim=3, widths=(4, 8)))
+    assert "ncnn" not in speed._engines(UNetConfig(widths=(4, 8), kernels=((5, 5), (3, 3))))
+    with pytest.raises(OptionError, match="2-D models only"):
+        choose_engine(UNetConfig(ndim=3), lambda *_: 1e9, CPU, "ncnn", "auto")
+    with pytest.raises(OptionError, match="computes in float32"):
+        choose_engine(UNetConfig(), lambda *_: 1e9, CPU, "ncnn", "bfloat16")
+    found = choose_engine(UNetConfig(), lambda *_: 1e9, CPU, "ncnn", "auto")
+    assert (found.engine, found.dtype) == ("ncnn", torch.float32)
+
+
 def test_an_engine_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = {"openvino": ("OpenVINO", lambda: False), "ncnn": ("ncnn", lambda: False)}
+    monkeypatch.setattr(speed, "_LIBRARIES", gone)
+    for engine, (name, _) in gone.items():
+        with pytest.raises(OptionError, match=f"pip install {engine}"):
+            choose_engine(UNetConfig(), lambda *_: 1e9, CPU, engine, "auto")
+        with pytest.raises(OptionError, match=f"{name} runs on the processor"):
+            choose_engine(UNetConfig(), lambda *_: 1e9, torch.device("meta"), engine, "float32")
     monkeypatch.setattr(speed, "have_openvino", lambda: False)
-    with pytest.raises(OptionError, match="pip install openvino"):
-        choose_engine(UNetConfig(), 1e9, CPU, "openvino", "auto")
-    with pytest.raises(OptionError, match="OpenVINO runs on the processor"):
-        choose_engine(UNetConfig(), 1e9, torch.device("meta"), "openvino", "float32")
-    assert choose_engine(UNetConfig(), 1e9, CPU, "auto", "auto").engine == "torch"
+    monkeypatch.setattr(speed, "have_ncnn", lambda: False)
+    assert choose_engine(UNetConfig(), lambda *_: 1e9, CPU, "auto", "auto").engine == "torch"
     with pytest.raises(OptionError, match="engine must be one of"):
         Options(engine="tensorrt")
 

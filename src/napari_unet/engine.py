@@ -92,7 +92,7 @@ def run_tiles(
                     if partial.add(piece, answer):
                         yield whole, partial.answer
         except PredictorError as error:
-            ready.give_up_openvino(error)
+            ready.give_up_library(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,6 +13,7 @@ Everything here is integers; nothing imports torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ __all__ = ["GROUP", "KEPT", "QUEUED", "SMALL", "Footprint", "Level", "footprint"
 Shape = tuple[int, ...]
 
 # What either predictor keeps for itself: threads, generated kernels, small tensors.
-_BASE = {"torch": 16 << 20, "openvino": 24 << 20, "cuda": 16 << 20}
+_BASE = {"torch": 16 << 20, "openvino": 24 << 20, "ncnn": 16 << 20, "cuda": 16 << 20}
 # What torch takes of a GPU's memory over what its maps are: pieces that fit nothing else, and what
 # cuDNN takes to multiply float32 numbers.
 _ON_GPU = {True: 9 / 8, False: 6 / 5}
@@ -37,6 +38,9 @@ QUEUED = 2
 # The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
 # back at once (`torch_predictor` tells it to). OpenVINO plans all of its maps in one piece.
 SMALL, KEPT = 4 << 20, 32 << 20
+# ncnn computes with this many channels at once, and lays out that many bytes for each core: more
+# where there are few channels.
+_PACK, _AT_ONCE = 16, (34 << 20, 23 << 20)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def footprint(
         Of the network.
     shape : tuple of int
         Admissible input of the network, in pixels along each axis.
-    predictor : {"torch", "openvino", "cuda"}
+    predictor : {"torch", "openvino", "ncnn", "cuda"}
         Who runs it; ``cuda`` is torch on an NVIDIA GPU, as `predictors.fused` runs it.
     half : bool
         Whether maps and weights are of two bytes a number instead of four.
@@ -141,7 +145,12 @@ def footprint(
     """
     walk = _Walk(config, shape, 2 if half else 4, predictor)
     walk.run()
-    packed = _packed(walk.maps) * 17 // 16 if predictor == "openvino" else _allocated(walk.maps)
+    if predictor == "openvino":
+        packed = _packed(walk.maps) * 17 // 16
+    elif predictor == "ncnn":
+        packed = _pooled(walk.maps) + _pooled(walk.work)
+    else:
+        packed = _allocated(walk.maps)
     if predictor == "cuda":
         packed = int(packed * _ON_GPU[half])
     if predictor == "openvino":
@@ -196,6 +205,29 @@ def _packed(maps: list[_Map]) -> int:
     return max(one.offset + one.size for one in placed)
 
 
+def _pooled(maps: list[_Map]) -> int:
+    """Bytes that a pool takes from the system in two tiles: ncnn's way.
+
+    A map gets the piece that has been free for longest of those that it fits into, however large;
+    only where there is none is one taken from the system, and none goes back.
+    """
+    total, free = 0, list[int]()
+    for _tile in range(2):
+        used: list[tuple[_Map, int]] = []
+        for now, one in enumerate([*maps, _Map(0, len(maps))]):
+            free += [piece for held, piece in used if held.stop < now]
+            used = [(held, piece) for held, piece in used if held.stop >= now]
+            piece = next((piece for piece in free if piece >= one.size), None)
+            if piece is None:
+                piece = one.size
+                total += piece
+            else:
+                free.remove(piece)
+            used.append((one, piece))
+        free += [piece for _, piece in used]
+    return total
+
+
 class _Walk:
     """Runs a network in numbers: which maps are held, and what is computed."""
 
@@ -203,15 +235,21 @@ class _Walk:
         self.config, self.itemsize, self.predictor = config, itemsize, predictor
         self.levels = levels(config, shape)
         self.maps: list[_Map] = []
+        # What ncnn uses for a layer, and the weights as it lays them out.
+        self.work: list[_Map] = []
+        self.laid_out = 0
         self.flops = 0
 
     def weights(self) -> int:
         """Bytes of the weights where they run.
 
         torch holds a copy made for inference. OpenVINO holds its own layout beside the graph's
-        constants, which are the model's own but for what is folded or taken apart.
+        constants, which are the model's own but for what is folded or taken apart. ncnn holds
+        them transformed.
         """
         config = self.config
+        if self.predictor == "ncnn":
+            return self.laid_out
         held = config.n_parameters * self.itemsize
         if self.predictor != "openvino":
             return held
@@ -249,6 +287,8 @@ class _Walk:
             held, inputs = pooled, width
         for level in reversed(range(config.depth)):
             held = self._rise(level, held, kept.pop())
+        if self.predictor == "ncnn":
+            self.use(4 * config.widths[0] * prod(self.levels[0].fourth))
         logits = self.hold(config.n_classes, self.levels[0].fourth)
         self.free(held)
         self.flops += 2 * config.widths[0] * config.n_classes * prod(self.levels[0].fourth)
@@ -266,9 +306,17 @@ class _Walk:
         self.flops += 2 * source * up * prod(at.risen)
         if config.up != "upconv":
             below = self.replace(below, self.hold(source, at.risen))
-        risen = self.replace(below, self.hold(up, at.risen))
+        risen = self.hold(up, at.risen)
+        if self.predictor == "ncnn":
+            # Made with a margin that is then cut off, even where it is empty.
+            self.free(self.hold(up, at.risen))
+            self.laid_out += 4 * source * up * prod(config.pools[level])
+            self.use(below.size)
+        self.free(below)
         added = self.replace(risen, self.conv(up, width, at.third, level))
-        if self.predictor != "openvino":
+        if self.predictor == "ncnn":
+            added = self.replace(added, self.hold(width, at.third))
+        elif self.predictor != "openvino":
             kept, added = added, kept
         else:
             self.flops += 2 * width * width * prod(config.kernels[level]) * prod(at.third)
@@ -284,6 +332,9 @@ class _Walk:
             return self.hold(outputs, size)
         if self.predictor == "cuda":
             return self.hold(outputs, size)
+        if self.predictor == "ncnn":
+            self.transform(inputs, outputs, size)
+            return self.hold(outputs, size)
         # torch lays the weights out for this one run, ...
         weights = self.hold(inputs * outputs, kernel)
         found = self.hold(outputs, size)
@@ -292,6 +343,28 @@ class _Walk:
             # ... and such maps first in the library's own layout.
             found = self.replace(found, self.hold(outputs, size))
         return found
+
+    def transform(self, inputs: int, outputs: int, size: Shape) -> None:
+        """Use what Winograd's algorithm needs: the input and the weights in squares, transformed.
+
+        Squares of 6 or 8 give 4 or 6 pixels along each axis; the smaller ones save less and are
+        the faster ones where there are many channels.
+        """
+        cores, given = os.cpu_count() or 1, -(-inputs // _PACK) * _PACK
+        step = 6 if max(inputs, outputs) <= 2 * _PACK else 4
+        square = 4 * (step + 2) ** 2
+        self.laid_out += square * given * -(-outputs // _PACK) * _PACK
+        whole = square * given * prod(-(-s // step) for s in size)
+        part = min(whole, cores * _AT_ONCE[given >= 4 * _PACK])
+        made = -(-outputs // cores // _PACK) * _PACK
+        self.use(whole, part, part * made // given)
+
+    def use(self, whole: int, *parts: int) -> None:
+        """Use memory within one layer: a piece throughout, and others one after the other."""
+        start = len(self.work)
+        last = start + len(parts)
+        self.work.append(_Map(whole, start, last))
+        self.work += [_Map(part, start + n, start + n) for n, part in enumerate(parts, 1)]
 
     def hold(self, channels: int, size: Shape, itemsize: int = 0) -> _Map:
         """Allocate a map."""

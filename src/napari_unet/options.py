@@ -12,7 +12,7 @@ __all__ = ["DEVICES", "ENGINES", "PRECISIONS", "Method", "Options", "Output"]
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16")
-ENGINES = ("auto", "torch", "openvino")
+ENGINES = ("auto", "torch", "openvino", "ncnn")
 
 Output = Literal["instances", "classes", "probabilities"]
 Method = Literal["auto", "watershed", "components"]
@@ -45,8 +45,8 @@ class Options:
         ``auto``, ``float32``, ``tf32`` (on NVIDIA GPUs: float32 whose products are rounded),
         ``bfloat16`` or ``float16``.
     engine : str
-        Who computes: ``torch``, ``openvino`` (on the processor, where it is installed), or for
-        ``auto`` whoever is done first.
+        Who computes: ``torch``, ``openvino`` or ``ncnn`` (on the processor, where they are
+        installed), or for ``auto`` whoever is done first.
     threshold : float, optional
         Probability above which a pixel is foreground, in [0, 1); the model's own, or 0.5 for
         instances and the most probable class for classes, if left out.

@@ -247,9 +247,12 @@ def _tiles(
     budget = memory_budget(device, options.memory)
     if device.type == "cpu":
         budget -= min(_held_beside(config, extent), budget // 2)
-    # How much there is to do hardly depends on the tiles, nor on who does it.
-    flops = frames * choose_tile(config, extent, budget).flops
-    way = choose_engine(config, flops, device, options.engine, options.precision)
+
+    def operations(engine: str, half: bool) -> float:
+        tile = choose_tile(config, extent, budget, engine=engine, half=half)
+        return float(frames * tile.flops)
+
+    way = choose_engine(config, operations, device, options.engine, options.precision)
     runtime = Runtime(device, way.dtype, way.engine, tf32=options.precision == "tf32")
     remarks: tuple[str, ...] = ()
     if options.tile_size is not None:

@@ -16,6 +16,7 @@ from napari_unet.model import UNet
 from napari_unet.predictors import Predictor, PredictorError
 from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.ncnn_predictor import NcnnPredictor
 from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
 from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.tiling import TilePlan
@@ -35,7 +36,7 @@ class Runtime:
         The processor or a GPU.
     dtype : torch.dtype
         float32, or a half precision.
-    engine : {"torch", "openvino"}
+    engine : {"torch", "openvino", "ncnn"}
         Who computes.
     batch : int
         Tiles per call.
@@ -107,11 +108,11 @@ class Prepared:
         runtime, network, answer = self.runtime, self._network, self._answer
         if not isinstance(network, UNet):
             return TorchPredictor(network, runtime.device, runtime.dtype, answer=answer)
-        if runtime.engine == "openvino":
+        if runtime.engine != "torch":
             try:
-                return OpenVinoPredictor(LeanUNet(network), half=runtime.half, answer=answer)
+                return self._with_library(LeanUNet(network))
             except PredictorError as error:
-                self.give_up_openvino(error)
+                self.give_up_library(error)
                 runtime = self.runtime
         layout = torch.channels_last if network.config.ndim == 2 else torch.channels_last_3d
         rewritten = FusedUNet if runtime.device.type == "cuda" else LeanUNet
@@ -130,12 +131,17 @@ class Prepared:
             raise
         return TorchPredictor(lean, runtime.device, runtime.dtype, tf32=runtime.tf32, answer=answer)
 
+    def _with_library(self, lean: LeanUNet) -> Predictor:
+        if self.runtime.engine == "ncnn":
+            return NcnnPredictor(lean, answer=self._answer)
+        return OpenVinoPredictor(lean, half=self.runtime.half, answer=self._answer)
+
     def rest(self) -> None:
         """Give back memory that is only of use to the next tile, if it is much."""
         if self._predictor is not None:
             self._predictor.rest()
 
-    def give_up_openvino(self, error: PredictorError) -> None:
+    def give_up_library(self, error: PredictorError) -> None:
         """Go on with torch, which can run everything."""
         self._change(replace(self.runtime, engine="torch"), f"{error}; PyTorch runs instead.")
 

@@ -25,7 +25,7 @@ class Report:
     tiles : int
         Tiles computed.
     device, precision, engine : str
-        Where, how, and who computed (``torch`` or ``openvino``); as it was in the end.
+        Where, how, and who computed (``torch``, ``openvino`` or ``ncnn``); as it was in the end.
     seconds, megapixels_per_second : float
         Wall-clock time with post-processing, and image pixels over it.
     objects : int

@@ -62,7 +62,7 @@ def choose_tile(
         What is to be written along each axis, in pixels, from a multiple of the stride.
     budget : int
         Bytes that the network may take, with everything that a tile needs.
-    engine : {"torch", "openvino", "cuda"}
+    engine : {"torch", "openvino", "ncnn", "cuda"}
         Who computes: `footprint`.
     half : bool
         Whether numbers are of two bytes.

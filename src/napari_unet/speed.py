@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +30,7 @@ from napari_unet.footprint import footprint
 from napari_unet.model import UNet
 from napari_unet.predictors import Predictor, PredictorError
 from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.ncnn_predictor import NcnnPredictor, have_ncnn, suits_ncnn
 from napari_unet.predictors.openvino_predictor import OpenVinoPredictor, have_openvino
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
@@ -39,13 +41,21 @@ __all__ = ["Way", "choose_engine", "operations_per_second"]
 _PER_UNIT, _PER_UNIT_WIDE, _GPU_SPEED = 1e12, 2e11, 5e12
 _CPU = torch.device("cpu")
 _PROBE_SECONDS = 0.12
-_PROBE, _PROBE_TILE = UNetConfig(widths=(32, 64)), (140, 140)
+# How fast a predictor is depends on how wide the network is: narrow ones, and those with this many
+# features or more halfway down.
+_WIDE = 128
+_PROBES = {
+    False: (UNetConfig(widths=(32, 64)), (140, 140)),
+    True: (UNetConfig(widths=(128, 256)), (92, 92)),
+}
 # Below this, a job is over before anything else would have begun (a few tenths of a second).
 _SHORT = 2e10
 # Precision is given up only for a gain that is felt.
-_WORTH = 1.25
-# Seconds until OpenVINO computes: its import, and compiling a network, by its parameters.
-_IMPORT, _COMPILE, _COMPILE_EACH = 0.3, 0.06, 8e-9
+_WORTH = 1.15
+_LIBRARIES = {"openvino": ("OpenVINO", have_openvino), "ncnn": ("ncnn", have_ncnn)}
+# Seconds until a library computes: its import, and preparing a network, by its parameters.
+_IMPORT = {"openvino": 0.3, "ncnn": 0.1}
+_PREPARE = {"openvino": (0.06, 8e-9), "ncnn": (0.01, 1e-8)}
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Way:
 
     Parameters
     ----------
-    engine : {"torch", "openvino"}
+    engine : {"torch", "openvino", "ncnn"}
         Who does it.
     dtype : torch.dtype
         In which precision.
@@ -68,7 +78,11 @@ class Way:
 
 
 def choose_engine(
-    config: UNetConfig, flops: float, device: torch.device, engine: str, precision: str
+    config: UNetConfig,
+    operations: Callable[[str, bool], float],
+    device: torch.device,
+    engine: str,
+    precision: str,
 ) -> Way:
     """Choose who computes, and in which precision, for the shortest time with preparations.
 
@@ -76,11 +90,12 @@ def choose_engine(
     ----------
     config : UNetConfig
         Of the network.
-    flops : float
-        Operations of the whole job.
+    operations : callable
+        Of the whole job, for an engine and whether in half precision: who needs less memory
+        computes larger tiles, which overlap less.
     device : torch.device
         Where it runs.
-    engine : {"auto", "torch", "openvino"}
+    engine : {"auto", "torch", "openvino", "ncnn"}
         What the person wants.
     precision : str
         What the person wants.
@@ -95,23 +110,56 @@ def choose_engine(
         If that cannot be had.
     """
     dtype = resolve_precision(precision, device)
-    if engine == "openvino" and device.type != "cpu":
-        raise OptionError("OpenVINO runs on the processor; choose the device 'cpu', or 'torch'.")
-    if engine == "openvino" and not have_openvino():
-        raise OptionError(
-            "OpenVINO is not installed; run `pip install openvino`, or choose the engine 'torch'."
-        )
+    _check_engine(config, device, engine, dtype)
     if device.type != "cpu":
         return Way("torch", dtype, _gpu_speed(device, dtype))
-    engines = [engine] if engine != "auto" else ["torch", "openvino"][: 1 + have_openvino()]
+    engines = [engine] if engine != "auto" else _engines(config)
     halves = [False, True] if precision == "auto" else [dtype != torch.float32]
-    ways = [(one, half) for one in engines for half in halves]
-    short = flops < _SHORT
-    if len(ways) > 1 and not (short and "openvino" not in sys.modules):
-        ways.sort(key=lambda way: _seconds(config, flops, *way))
+    ways = [(one, half) for one in engines for half in halves if not (one == "ncnn" and half)]
     name, half = ways[0]
+    short = operations(name, half) < _SHORT
+    if len(ways) > 1 and not (short and "openvino" not in sys.modules):
+        # Precision counts as time: it is given up only for a gain that is felt.
+        worth = {False: 1.0, True: _WORTH if precision == "auto" else 1.0}
+        name, half = min(
+            ways, key=lambda way: worth[way[1]] * _seconds(config, operations(*way), *way)
+        )
     found = Way(name, torch.bfloat16 if half else torch.float32)
-    return found if short else replace(found, speed=operations_per_second(name, half=half) or 1e9)
+    speed = 0.0 if short else operations_per_second(name, half=half, wide=_is_wide(config))
+    return found if short else replace(found, speed=speed or 1e9)
+
+
+def _check_engine(
+    config: UNetConfig, device: torch.device, engine: str, dtype: torch.dtype
+) -> None:
+    """Raise `OptionError` where an engine that is asked for by name cannot do it."""
+    if engine not in _LIBRARIES:
+        return
+    name, have = _LIBRARIES[engine]
+    if device.type != "cpu":
+        raise OptionError(f"{name} runs on the processor; choose the device 'cpu', or 'torch'.")
+    if not have():
+        raise OptionError(
+            f"{name} is not installed; run `pip install {engine}`, or choose the engine 'torch'."
+        )
+    if engine == "ncnn" and dtype != torch.float32:
+        raise OptionError("ncnn computes in float32; choose that precision, or another engine.")
+    if engine == "ncnn" and config.ndim != 2:
+        raise OptionError("ncnn runs 2-D models only; choose another engine.")
+
+
+def _engines(config: UNetConfig) -> list[str]:
+    """Who could run a network, PyTorch first."""
+    found = ["torch"]
+    if have_openvino():
+        found.append("openvino")
+    if have_ncnn() and suits_ncnn(config):
+        found.append("ncnn")
+    return found
+
+
+def _is_wide(config: UNetConfig) -> bool:
+    return config.widths[len(config.widths) // 2] >= _WIDE
 
 
 def _gpu_speed(device: torch.device, dtype: torch.dtype) -> float:
@@ -122,26 +170,36 @@ def _gpu_speed(device: torch.device, dtype: torch.dtype) -> float:
     return float(units) * (_PER_UNIT_WIDE if dtype == torch.float32 else _PER_UNIT)
 
 
-def _seconds(config: UNetConfig, flops: float, engine: str, half: bool) -> float:
+def _seconds(config: UNetConfig, operations: float, engine: str, half: bool) -> float:
     """Time of a job; infinite for what cannot run here."""
-    rate = operations_per_second(engine, half=half)
-    if half:
-        rate = rate / _WORTH if rate > _WORTH * operations_per_second(engine) else 0.0
+    rate = operations_per_second(engine, half=half, wide=_is_wide(config))
     start = 0.0
-    if engine == "openvino":
-        start = _COMPILE + _COMPILE_EACH * config.n_parameters
-        start += 0.0 if "openvino" in sys.modules else _IMPORT
-    return start + flops / rate if rate else float("inf")
+    if engine in _IMPORT:
+        once, each = _PREPARE[engine]
+        start = once + each * config.n_parameters
+        start += 0.0 if engine in sys.modules else _IMPORT[engine]
+    return start + operations / rate if rate else float("inf")
 
 
 @lru_cache(maxsize=16)
-def operations_per_second(engine: str, *, half: bool = False) -> float:
-    """Speed of the processor on a small U-Net, measured or from the cache; 0 if it cannot."""
-    key, way = _machine(), f"{engine}, {'bfloat16' if half else 'float32'}"
+def operations_per_second(engine: str, *, half: bool = False, wide: bool = False) -> float:
+    """Speed of the processor on a small U-Net, measured or from the cache; 0 if it cannot.
+
+    Parameters
+    ----------
+    engine : {"torch", "openvino", "ncnn"}
+        Who computes.
+    half : bool
+        In bfloat16 instead of float32.
+    wide : bool
+        With many features instead of few.
+    """
+    key = _machine()
+    way = f"{engine}, {'bfloat16' if half else 'float32'}, {'wide' if wide else 'narrow'}"
     known = _cached()
     if way in known.get(key, {}):
         return known[key][way]
-    found, steady = _measured(engine, half)
+    found, steady = _measured(engine, half, *_PROBES[wide])
     if steady:
         known.setdefault(key, {})[way] = found
         with suppress(OSError, OutputError):
@@ -152,7 +210,9 @@ def operations_per_second(engine: str, *, half: bool = False) -> float:
     return found
 
 
-def _measured(engine: str, half: bool) -> tuple[float, bool]:
+def _measured(
+    engine: str, half: bool, config: UNetConfig, tile: tuple[int, int]
+) -> tuple[float, bool]:
     """Time the probe: the best of some runs, since other programs only ever make it slower.
 
     Returns
@@ -162,13 +222,15 @@ def _measured(engine: str, half: bool) -> tuple[float, bool]:
         Whether two runs agree on it; on a busy machine they do not.
     """
     dtype = torch.bfloat16 if half else torch.float32
-    pixels = np.ones((1, 1, *_PROBE_TILE), np.float32)
+    pixels = np.ones((1, 1, *tile), np.float32)
     seconds: list[float] = []
     try:
-        lean = LeanUNet(UNet(_PROBE).eval())
+        lean = LeanUNet(UNet(config).eval())
         predictor: Predictor
         if engine == "openvino":
             predictor = OpenVinoPredictor(lean, half=half)
+        elif engine == "ncnn":
+            predictor = NcnnPredictor(lean)
         else:
             lean = lean.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
             predictor = TorchPredictor(lean, _CPU, dtype)
@@ -180,7 +242,7 @@ def _measured(engine: str, half: bool) -> tuple[float, bool]:
     except (PredictorError, RuntimeError, MemoryError):
         return 0.0, False
     best, second, *_ = sorted(seconds)
-    flops = footprint(_PROBE, _PROBE_TILE, predictor=engine, half=half).flops
+    flops = footprint(config, tile, predictor=engine, half=half).flops
     return flops / best, second < 1.25 * best
 
 
@@ -190,12 +252,15 @@ def _machine() -> str:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         processor = next(line for line in lines if line.startswith("model name")).split(":")[1]
+    versions = [f"{name} {_version(name)}" for name in ("torch", "openvino", "ncnn")]
+    return f"{processor.strip()}, {torch.get_num_threads()} threads, {', '.join(versions)}"
+
+
+def _version(package: str) -> str:
     try:
-        openvino = importlib.metadata.version("openvino")
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        openvino = "none"
-    threads = torch.get_num_threads()
-    return f"{processor.strip()}, {threads} threads, torch {torch.__version__}, openvino {openvino}"
+        return "none"
 
 
 def _cached() -> dict[str, dict[str, float]]:

@@ -112,11 +112,12 @@ class Controls(QWidget):
             "is faster here, else float32. tf32: float32 whose products are rounded, on NVIDIA "
             "GPUs. Default: auto.",
         )
-        engines = [("automatic", "auto"), ("PyTorch", "torch"), ("OpenVINO", "openvino")]
+        libraries = [("OpenVINO", "openvino"), ("ncnn", "ncnn")]
         self.engine = combo_box(
-            engines if find_spec("openvino") else engines[:2],
-            "Who computes. automatic: on the CPU whoever is done first, PyTorch or, where it is "
-            "installed, OpenVINO; on a GPU PyTorch. Default: automatic.",
+            [("automatic", "auto"), ("PyTorch", "torch")]
+            + [(name, module) for name, module in libraries if find_spec(module)],
+            "Who computes. automatic: on the CPU whoever is done first, PyTorch or, where they are "
+            "installed, OpenVINO or ncnn; on a GPU PyTorch. Default: automatic.",
         )
         self.memory = FloatSpinBox(
             value=0,
@@ -270,7 +271,7 @@ class Controls(QWidget):
         """Set the controls that survive a restart."""
         for name, box in self._kept().items():
             value = getattr(saved, name)
-            # OpenVINO may have been uninstalled since.
+            # A library may have been uninstalled since.
             gone = box is self.engine and value not in self.engine.choices
             box.value = "auto" if gone else value
 

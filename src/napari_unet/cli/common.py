@@ -162,7 +162,7 @@ def _add_means(parser: argparse.ArgumentParser) -> None:
         choices=ENGINES,
         metavar="E",
         help=f"who computes: {', '.join(ENGINES)} (default: auto, on the CPU whoever is done "
-        "first where OpenVINO is installed)",
+        "first of those that are installed)",
     )
 
 

@@ -29,6 +29,7 @@ _OPTIONAL = {
     "zarr": "reads zarr images, and TIFFs larger than memory",
     "imagecodecs": "reads TIFFs compressed with LZW, JPEG, ...",
     "openvino": "runs models on the processor faster than PyTorch does",
+    "ncnn": "runs wide 2-D models in float32 on the processor, faster still",
 }
 # Libraries that Qt and OpenGL load on Linux, and the Debian or Ubuntu packages that bring them.
 _LIBRARIES = {

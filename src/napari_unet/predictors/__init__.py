@@ -1,4 +1,4 @@
-"""Who computes the network: one interface, PyTorch as the reference, OpenVINO where it is there."""
+"""Who computes the network: one interface, PyTorch as the reference, others where installed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Predictor(Protocol):
     Attributes
     ----------
     name : str
-        ``torch`` or ``openvino``.
+        ``torch``, ``openvino`` or ``ncnn``.
     ahead : int
         Calls worth starting before the result of the last is fetched: 0 where the device does not
         work on its own while Python reads and writes.
