@@ -93,6 +93,14 @@ def test_tiled_equals_whole_on_a_large_image(tile_size: int | None) -> None:
     check_exact(random_model(widths=(4, 8, 8, 8)), image, tile_size)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tiled_equals_whole_where_there_are_many_channels(engine: str) -> None:
+    """Wide enough for algorithms that share arithmetic between pixels, on either side of a seam."""
+    image = np.random.default_rng(0).normal(size=(333, 421)).astype(np.float32)
+    model = random_model(widths=(24, 64, 64), norm="batch")
+    check_exact(model, image, 150, engine=engine, precision="float32")
+
+
 def test_tiles_off_the_grid_would_change_the_result() -> None:
     """What makes the law above worth having: native steps shift the pooling phase."""
     model = random_model(widths=(4, 4, 4, 4, 4))

@@ -106,6 +106,42 @@ def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
     assert np.array_equal(predictor.start(pixels).result(None), whole)
 
 
+def test_memory_may_run_out_at_any_piece_that_ncnn_takes() -> None:
+    ncnn = pytest.importorskip("ncnn")
+
+    class Short(ncnn.PoolAllocator):  # type: ignore[misc]
+        """Memory for so many pieces and no more."""
+
+        def __init__(self, left: int) -> None:
+            super().__init__()
+            self.left = left
+
+        def fastMalloc(self, size: int) -> Any:
+            self.left -= 1
+            return super().fastMalloc(size) if self.left >= 0 else None
+
+    network = network_of({"widths": (16, 32, 32)})
+    pixels = pixels_for(network.config)
+    predictor = NcnnPredictor(LeanUNet(network))
+    wanted = predictor.start(pixels).result(None)
+    option = predictor._net.opt
+    for place in range(2):
+        for left in itertools.count():
+            pools = list(predictor._pools)
+            pools[place] = Short(left)
+            option.blob_allocator, option.workspace_allocator = pools
+            try:
+                found = predictor.start(pixels).result(None)
+            except MemoryError:
+                continue
+            finally:
+                option.blob_allocator, option.workspace_allocator = predictor._pools
+            assert np.array_equal(found, wanted)
+            assert left > 20
+            break
+        assert np.array_equal(predictor.start(pixels).result(None), wanted)
+
+
 def test_nobody_waits_for_the_layer_that_runs_but_the_next_tile() -> None:
     pytest.importorskip("openvino")
     layer_ends, ended = threading.Event(), []
