@@ -12,7 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from napari_unet.config import UNetConfig
-from napari_unet.footprint import footprint, levels
+from napari_unet.footprint import footprint
+from napari_unet.levels import levels
 from napari_unet.model import UNet
 
 _MEASURE = """

@@ -11,15 +11,16 @@ import pytest
 import torch
 from networks import random_network
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from napari_unet.config import UNetConfig
 from napari_unet.errors import Cancelled
+from napari_unet.levels import merges
 from napari_unet.model import UNet
 from napari_unet.predictors import Predictor
 from napari_unet.predictors.fused import FusedUNet
-from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.lean import LeanUNet, merged
 from napari_unet.predictors.ncnn_predictor import NcnnPredictor
 from napari_unet.predictors.openvino_predictor import OpenVinoPredictor, _Running
 from napari_unet.predictors.torch_predictor import TorchPredictor
@@ -233,3 +234,34 @@ def test_fused_for_a_gpu_it_is_the_same_network(
     if not config.slope and config.norm == "none":
         # Of each level two convolutions on the way down and two on the way up, one of which adds.
         assert (calls.count("relu"), calls.count("add")) == (3 * config.depth + 2, config.depth)
+
+
+@pytest.mark.parametrize(("ndim", "block", "kernel"), [(2, 2, 3), (3, 2, 3), (2, 2, 5), (2, 3, 4)])
+def test_an_up_convolution_and_the_next_are_one(ndim: int, block: int, kernel: int) -> None:
+    layers = (nn.Conv2d, nn.ConvTranspose2d) if ndim == 2 else (nn.Conv3d, nn.ConvTranspose3d)
+    torch.manual_seed(0)
+    rise, conv = layers[1](6, 3, block, block), layers[0](3, 4, kernel, bias=False)
+    coarse = torch.randn(2, 6, *range(5, 5 + ndim))
+    with torch.inference_mode():
+        wanted = conv(rise(coarse))
+        weight, bias = merged(rise, conv)
+        found = getattr(functional, f"conv{ndim}d")(coarse, weight, bias)
+    # Channels of each pixel of a block in turn -> pixels.
+    grid = found.unflatten(1, (*[block] * ndim, 4)).movedim(1 + ndim, 1)
+    axes = [axis for n in range(ndim) for axis in (2 + ndim + n, 2 + n)]
+    shape = (2, 4, *(block * size for size in found.shape[2:]))
+    assert torch.allclose(grid.permute(0, 1, *axes).reshape(shape), wanted, atol=1e-5)
+
+
+def test_what_is_merged_is_what_gains() -> None:
+    classic = UNetConfig()
+    assert all(merges(classic, level) for level in range(classic.depth))
+    for settings in (
+        {"up_activation": True},
+        {"up": "linear"},
+        {"padding": "same"},
+        {"pools": ((3, 3), (3, 3), (3, 3), (3, 3))},
+        {"up_widths": (16, 32, 64, 128)},
+    ):
+        config = UNetConfig(**settings)
+        assert not any(merges(config, level) for level in range(config.depth)), settings

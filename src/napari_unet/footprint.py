@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
 from napari_unet.config import UNetConfig
+from napari_unet.levels import Shape, levels, merges
 
-__all__ = ["GROUP", "KEPT", "QUEUED", "SMALL", "Footprint", "Level", "footprint", "levels"]
-
-Shape = tuple[int, ...]
+__all__ = ["GROUP", "KEPT", "QUEUED", "SMALL", "Footprint", "footprint"]
 
 # What either predictor keeps for itself: threads, generated kernels, small tensors.
 _BASE = {"torch": 16 << 20, "openvino": 24 << 20, "ncnn": 16 << 20, "cuda": 16 << 20}
@@ -44,32 +42,6 @@ _PACK, _AT_ONCE = 16, (34 << 20, 23 << 20)
 
 
 @dataclass(frozen=True)
-class Level:
-    """Extents of the maps of one level, in its pixels.
-
-    Parameters
-    ----------
-    entry, first, second : tuple of int
-        Into the level on the way down, after one convolution, and after both.
-    risen, third, fourth : tuple of int
-        After the up-sampling into the level, and after one and two convolutions on the way up;
-        at the bottleneck all three are `second`.
-    """
-
-    entry: Shape
-    first: Shape
-    second: Shape
-    risen: Shape
-    third: Shape
-    fourth: Shape
-
-    @property
-    def crop(self) -> Shape:
-        """What is cut from each side of `second` before it meets `risen`."""
-        return tuple((a - b) // 2 for a, b in zip(self.second, self.risen, strict=True))
-
-
-@dataclass(frozen=True)
 class Footprint:
     """Cost of one call of the network.
 
@@ -86,40 +58,6 @@ class Footprint:
     flops: int
     peak: int
     weights: int
-
-
-def levels(config: UNetConfig, shape: Sequence[int]) -> tuple[Level, ...]:
-    """Extents of all maps for an admissible input.
-
-    Raises
-    ------
-    GeometryError
-        If the input is not admissible.
-    """
-    config.geometry.output(shape)
-    down: list[tuple[Shape, Shape, Shape]] = []
-    size = tuple(shape)
-    for level in range(config.depth + 1):
-        first = _after(size, config, level)
-        down.append((size, first, _after(first, config, level)))
-        if level < config.depth:
-            size = tuple(s // p for s, p in zip(down[-1][2], config.pools[level], strict=True))
-    bottom = down[-1][2]
-    found = [Level(*down[-1], bottom, bottom, bottom)]
-    for level in reversed(range(config.depth)):
-        below = found[-1].fourth
-        risen = tuple(s * p for s, p in zip(below, config.pools[level], strict=True))
-        third = _after(risen, config, level)
-        fourth = _after(third, config, level)
-        found.append(Level(*down[level], risen, third, fourth))
-    return tuple(reversed(found))
-
-
-def _after(size: Shape, config: UNetConfig, level: int) -> Shape:
-    """Extent after one convolution; padded ones keep it."""
-    if config.padding == "same":
-        return size
-    return tuple(s - k + 1 for s, k in zip(size, config.kernels[level], strict=True))
 
 
 @lru_cache(maxsize=4096)
@@ -253,10 +191,18 @@ class _Walk:
         held = config.n_parameters * self.itemsize
         if self.predictor != "openvino":
             return held
-        pairs = zip(config.widths, config.up_widths, map(prod, config.kernels), strict=False)
-        apart = sum((width + up) * width * kernel for width, up, kernel in pairs)
+        apart = extra = 0
+        for level in range(config.depth):
+            width, up, kernel = config.widths[level], config.up_widths[level], config.kernels[level]
+            apart += (width + up) * width * prod(kernel)
+            if merges(config, level):
+                coarse, block = config.widths[level + 1] * width, prod(config.pools[level])
+                extra += coarse * prod(
+                    k + p - 1 for k, p in zip(kernel, config.pools[level], strict=True)
+                )
+                extra -= up * (config.widths[level + 1] * block + width * prod(kernel))
         constants = apart if config.norm == "none" else config.n_parameters
-        return held + 4 * constants
+        return held + self.itemsize * extra + 4 * (constants + extra)
 
     def run(self) -> None:
         """Follow the forward pass."""
@@ -304,6 +250,10 @@ class _Walk:
         config, at = self.config, self.levels[level]
         width, up, source = config.widths[level], config.up_widths[level], config.widths[level + 1]
         self.flops += 2 * source * up * prod(at.risen)
+        if self.predictor == "openvino" and merges(config, level):
+            # What one convolution gives is laid out anew.
+            once = self.replace(below, self.conv(up, width, at.third, level))
+            return self._join(level, self.replace(once, self.hold(width, at.third)), kept)
         if config.up != "upconv":
             below = self.replace(below, self.hold(source, at.risen))
         risen = self.hold(up, at.risen)
@@ -313,7 +263,12 @@ class _Walk:
             self.laid_out += 4 * source * up * prod(config.pools[level])
             self.use(below.size)
         self.free(below)
-        added = self.replace(risen, self.conv(up, width, at.third, level))
+        return self._join(level, self.replace(risen, self.conv(up, width, at.third, level)), kept)
+
+    def _join(self, level: int, added: _Map, kept: _Map) -> _Map:
+        """Add what comes from below to the skip; returns the level's last map."""
+        config, at = self.config, self.levels[level]
+        width = config.widths[level]
         if self.predictor == "ncnn":
             added = self.replace(added, self.hold(width, at.third))
         elif self.predictor != "openvino":

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from napari_unet.footprint import levels
+from napari_unet.levels import levels
 from napari_unet.model import UNet, fold_batch_norm
 
-__all__ = ["LeanUNet"]
+__all__ = ["LeanUNet", "merged"]
 
 
 class LeanUNet(nn.Module):
@@ -121,3 +121,39 @@ def _apart(conv: Any, config: Any, level: int) -> tuple[nn.Module, nn.Module]:
             one.bias = nn.Parameter(bias.detach(), requires_grad=False)
         made.append(one)
     return made[0], made[1]
+
+
+def merged(rise: Any, conv: Any) -> tuple[Tensor, Tensor | None]:
+    """One convolution of the coarse map for an up-convolution and the convolution of its result.
+
+    Fine pixel ``p j + r`` of the result reads fine pixels ``p j + r + k``, which the up-convolution
+    makes of coarse pixel ``j + (r + k) // p`` with its weight ``(r + k) % p``.
+
+    Parameters
+    ----------
+    rise : nn.ConvTranspose2d or nn.ConvTranspose3d
+        Stride and kernel of p along every axis.
+    conv : nn.Conv2d or nn.Conv3d
+        Without bias and padding; see `levels.merges` for its kernel.
+
+    Returns
+    -------
+    weight : Tensor of float32, of shape (p ** ndim * K, C, ...)
+        For each fine pixel of a block in turn, the K channels of the result.
+    bias : Tensor of float32, of shape (p ** ndim * K,), optional
+    """
+    up, weight = rise.weight, conv.weight
+    ndim, block, (outputs, _, kernel) = weight.dim() - 2, rise.stride[0], weight.shape[:3]
+    extent = (kernel - 1) // block + 1
+    blocks = list(itertools.product(range(block), repeat=ndim))
+    made = weight.new_zeros(len(blocks), outputs, up.shape[0], *[extent] * ndim)
+    for place, corner in enumerate(blocks):
+        for at in itertools.product(range(kernel), repeat=ndim):
+            fine = [r + k for r, k in zip(corner, at, strict=True)]
+            coarse = (..., *(f // block for f in fine))
+            share = up[(..., *(f % block for f in fine))]
+            made[place][coarse] += weight[(..., *at)] @ share.T
+    bias = None
+    if rise.bias is not None:
+        bias = (weight.flatten(2).sum(2) @ rise.bias).repeat(len(blocks))
+    return made.flatten(0, 1), bias

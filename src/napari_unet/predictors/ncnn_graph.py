@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_unet.footprint import levels
+from napari_unet.levels import levels
 from napari_unet.predictors.lean import LeanUNet
 
 __all__ = ["NcnnGraph", "write_graph"]

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from napari_unet.answers import Answer, logits
 from napari_unet.errors import Cancelled
-from napari_unet.footprint import footprint, levels
+from napari_unet.footprint import footprint
+from napari_unet.levels import levels, merges
 from napari_unet.predictors import Pending, PredictorError, ShouldStop
-from napari_unet.predictors.lean import LeanUNet
+from napari_unet.predictors.lean import LeanUNet, merged
 
 __all__ = ["OpenVinoPredictor", "have_openvino"]
 
@@ -185,11 +186,23 @@ class _Graph:
             pooled = op.max_pool(features, pool, [1] * self.ndim, zero, zero, pool)
             features = pooled.output(0)
         for level in reversed(range(config.depth)):
-            features = self.layers(features, net.up[level])
-            added = op.add(kept.pop(), self.conv(features, net.from_below[level]))
+            added = op.add(kept.pop(), self.below(features, level))
             features = self.layers(added, net.rest[level])
         logits = self.conv(features, net.head)
         return self.openvino.Model([op.result(logits)], [image], "unet")
+
+    def below(self, features: Any, level: int) -> Any:
+        """Up to a level, and its first convolution."""
+        up, conv = self.network.up[level], self.network.from_below[level]
+        if not merges(self.network.config, level):
+            return self.conv(self.layers(features, up), conv)
+        (rise,) = up
+        weight, bias = merged(rise, conv)
+        one, zero = [1] * self.ndim, [0] * self.ndim
+        found = self.op.convolution(features, self.weights(weight), one, zero, zero, one)
+        if bias is not None:
+            found = self.op.add(found, self.channels(bias))
+        return self.op.depth_to_space(found, "blocks_first", rise.stride[0])
 
     def layers(self, features: Any, modules: Any) -> Any:
         """One module after the other."""
