@@ -16,7 +16,9 @@ import numpy as np
 
 __all__ = ["Peak", "environment", "image_file", "peak_in_subprocess"]
 
-_PACKAGES = ("napari-valid-unet", "torch", "openvino", "monai", "numpy", "scipy", "scikit-image")
+_PACKAGES = (
+    "napari-valid-unet", "torch", "openvino", "ncnn", "monai", "numpy", "scipy", "scikit-image"
+)  # fmt: skip
 _KINDS = {"VmRSS": "resident", "RssAnon": "own"}
 
 

@@ -287,6 +287,7 @@ WAYS: dict[str, Callable[..., Outcome]] = {
     "product float32": _product(precision="float32"),
     "product auto": _product(precision="auto"),
     "product torch": _product(precision="float32", engine="torch"),
+    "product openvino": _product(precision="float32", engine="openvino"),
     "product tf32": _product(precision="tf32"),
     "whole product float32": _product(precision="float32", tile_size=1 << 20, memory=1 << 50),
     "whole product auto": _product(precision="auto", tile_size=1 << 20, memory=1 << 50),

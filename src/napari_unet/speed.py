@@ -1,6 +1,6 @@
 """How fast this machine computes, measured once: which predictor and precision are worth taking.
 
-A small network is timed for some hundredths of a second in each way that is in question; what was
+A small network is timed for some tenths of a second in each way that is in question; what was
 found is kept in the user's cache, for this processor and these versions. Short jobs measure
 nothing and run in float32 with PyTorch, which needs no preparation.
 """
@@ -40,16 +40,16 @@ __all__ = ["Way", "choose_engine", "operations_per_second"]
 # in float32, and of a GPU that does not tell how many it has.
 _PER_UNIT, _PER_UNIT_WIDE, _GPU_SPEED = 1e12, 2e11, 5e12
 _CPU = torch.device("cpu")
-_PROBE_SECONDS = 0.12
+_PROBE_SECONDS = 0.25
 # How fast a predictor is depends on how wide the network is: narrow ones, and those with this many
-# features or more halfway down.
+# features or more halfway down. Tiles are large enough that their maps fit into no cache.
 _WIDE = 128
 _PROBES = {
-    False: (UNetConfig(widths=(32, 64)), (140, 140)),
-    True: (UNetConfig(widths=(128, 256)), (92, 92)),
+    False: (UNetConfig(widths=(24, 48, 96)), (300, 300)),
+    True: (UNetConfig(widths=(64, 128, 256)), (204, 204)),
 }
-# Below this, a job is over before anything else would have begun (a few tenths of a second).
-_SHORT = 2e10
+# Below this, a job is over before anything else would have begun (half a second).
+_SHORT = 1e11
 # Precision is given up only for a gain that is felt.
 _WORTH = 1.15
 _LIBRARIES = {"openvino": ("OpenVINO", have_openvino), "ncnn": ("ncnn", have_ncnn)}
