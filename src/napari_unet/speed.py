@@ -45,8 +45,8 @@ _PROBE_SECONDS = 0.25
 # features or more halfway down. Tiles are large enough that their maps fit into no cache.
 _WIDE = 128
 _PROBES = {
-    False: (UNetConfig(widths=(24, 48, 96)), (300, 300)),
-    True: (UNetConfig(widths=(64, 128, 256)), (204, 204)),
+    False: (UNetConfig(widths=(24, 48, 96)), (404, 404)),
+    True: (UNetConfig(widths=(64, 128, 256)), (300, 300)),
 }
 # Below this, a job is over before anything else would have begun (half a second).
 _SHORT = 1e11

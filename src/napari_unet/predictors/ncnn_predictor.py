@@ -110,8 +110,8 @@ class NcnnPredictor:
         extractor = self._net.create_extractor()
         found = None
         try:
-            # The library reads the array where it is: it has to outlive the extractor's use of it.
-            extractor.input("image", self._ncnn.Mat(image))
+            # A copy: each channel of the library's own maps begins where its instructions want it.
+            extractor.input("image", self._ncnn.Mat(image).clone())
             for step in self._steps:
                 if should_stop is not None and should_stop():
                     raise Cancelled("Stopped.")
