@@ -2,7 +2,8 @@
 
 Each FOLDER has index.csv, images/ and masks/; its rows with split ``test`` are segmented in float32
 and in the other precisions, with everything else alike, and compared class by class and object by
-object.
+object. ``--emulate`` does so where no GPU is at hand, with convolutions of rounded inputs and
+weights, as a GPU's tensor cores round them.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from measure import environment
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from napari_unet.checkpoint import load_model
 from napari_unet.evaluate import evaluate
@@ -29,7 +35,36 @@ sys.path.append(str(HERE.parent / "scripts"))
 _CHANGED, _F1 = 1e-3, 3e-3
 
 
-def compare(folder: Path, model: Any, device: str, precisions: list[str]) -> list[dict[str, Any]]:
+def _tf32(values: Tensor) -> Tensor:
+    """Round to the 10 bits of fraction that tensor cores multiply."""
+    return ((values.view(torch.int32) + (1 << 12)) & -(1 << 13)).view(torch.float32)
+
+
+# How products' inputs, and the maps themselves, are rounded.
+_ROUNDED: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
+    "tf32": (_tf32, False),
+    "float16": (lambda values: values.half().float(), True),
+    "bfloat16": (lambda values: values.bfloat16().float(), True),
+}
+
+
+class Emulated(TorchFunctionMode):
+    """Convolutions in float32 of rounded numbers: what a GPU computes but for the order of sums."""
+
+    def __init__(self, precision: str) -> None:
+        super().__init__()
+        self.round, self.maps_too = _ROUNDED[precision]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not getattr(func, "__name__", "").startswith("conv"):
+            return func(*args, **(kwargs or {}))
+        found = func(self.round(args[0]), self.round(args[1]), *args[2:], **(kwargs or {}))
+        return self.round(found) if self.maps_too else found
+
+
+def compare(
+    folder: Path, model: Any, device: str, precisions: list[str], *, emulate: bool = False
+) -> list[dict[str, Any]]:
     """Rows of one folder, one for each precision."""
     from data_sets import pairs_of
 
@@ -39,11 +74,16 @@ def compare(folder: Path, model: Any, device: str, precisions: list[str]) -> lis
     ran: dict[str, str] = {}
     for precision in ("float32", *precisions):
         finds = Options(device=device, precision=precision)
+        mode: AbstractContextManager[Any] = nullcontext()
+        if emulate:
+            finds = Options(precision="float32", engine="torch")
+            mode = Emulated(precision) if precision != "float32" else mode
         wants = replace(finds, output="classes")
-        found = [segment(p.image, model, replace(wants, axes=p.axes)) for p in pairs]
+        with mode:
+            found = [segment(p.image, model, replace(wants, axes=p.axes)) for p in pairs]
+            objects = [segment(p.image, model, replace(finds, axes=p.axes)).labels for p in pairs]
         classes[precision] = [one.labels for one in found]
-        ran[precision] = found[0].report.precision
-        objects = [segment(p.image, model, replace(finds, axes=p.axes)).labels for p in pairs]
+        ran[precision] = f"{precision}, emulated" if emulate else found[0].report.precision
         scores[precision] = [
             evaluate(labels, p.labels)["f1_50"] for labels, p in zip(objects, pairs, strict=True)
         ]
@@ -75,18 +115,21 @@ def main() -> None:
     parser.add_argument("--model", default="nuclei")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precisions", nargs="+", default=["bfloat16"])
+    parser.add_argument(
+        "--emulate", action="store_true", help="a GPU's precisions on the processor"
+    )
     parser.add_argument("--name", help="of the result (default: agreement-DEVICE)")
     given = parser.parse_args()
     model = load_model(given.model)
     rows = []
     for folder in given.folders:
-        for row in compare(folder, model, given.device, given.precisions):
+        for row in compare(folder, model, given.device, given.precisions, emulate=given.emulate):
             holds = row["changed_labels"] <= _CHANGED
             holds &= abs(row["f1_50"] - row["f1_50_float32"]) <= _F1
             rows.append(row | {"holds": holds})
             print(json.dumps(rows[-1]), flush=True)
     document = {"environment": environment(given.device), "model": given.model, "rows": rows}
-    name = given.name or f"agreement-{given.device}"
+    name = given.name or f"agreement-{'emulated' if given.emulate else given.device}"
     (HERE / "results" / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -201,6 +201,9 @@ def test_a_predictor_that_fails_gives_way_to_torch() -> None:
     class Broken:
         name, ahead = "openvino", 0
 
+        def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
+            pass
+
         def start(self, pixels: NDArray[np.float32]) -> Any:
             raise PredictorError("OpenVINO cannot run this network (an operation is missing)")
 
@@ -219,6 +222,9 @@ class Stream:
 
     def __init__(self, log: list[str]) -> None:
         self.log, self.count = log, 0
+
+    def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
+        pass
 
     def start(self, pixels: NDArray[np.float32]) -> Any:
         self.count += 1

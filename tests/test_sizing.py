@@ -177,6 +177,11 @@ def test_who_needs_less_memory_may_be_done_first(monkeypatch: pytest.MonkeyPatch
     assert way.engine == "openvino"
 
 
+def test_more_memory_gives_ncnn_no_tile_that_is_slower() -> None:
+    found = choose_tile(UNetConfig(), (8192, 8192), 1 << 40, engine="ncnn", speed=1e12)
+    assert 5e5 < prod(found.shape) <= 1 << 20
+
+
 def test_ncnn_is_for_planes_and_kernels_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "have_ncnn", lambda: True)
     assert "ncnn" in speed._engines(UNetConfig())

@@ -151,6 +151,7 @@ def _stream(
     with ThreadPoolExecutor(1, "read-tile") as pool:
         coming: Future[NDArray[np.float32]] = pool.submit(load, groups[0])
         try:
+            predictor.prepare(len(groups[0]), groups[0][0][1].read.shape)
             for place, group in enumerate(groups):
                 pixels = coming.result()
                 if place + 1 < len(groups):

@@ -93,7 +93,6 @@ class TrainControls(QWidget):
             "Default: the selected layer.",
         )
         self.brief = QLabel()
-        self.brief.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Preferred)
         self.brief.setToolTip("Shape of the image in pixels, and the type of a pixel.")
         self.labels = combo_box(
             [],
@@ -211,7 +210,8 @@ class TrainControls(QWidget):
         form.addRow("Start from", self.start.native)
         self.kind_title = QLabel("Labels are")
         form.addRow(self.kind_title, self.kind.native)
-        form.addRow("Image", side_by_side(self.image.native, self.brief))
+        form.addRow("Image", self.image.native)
+        form.addRow("", self.brief)
         form.addRow("Labels", self.labels.native)
         form.addRow("Reviewed", self.reviewed.native)
         form.addRow(self.sparse.native)

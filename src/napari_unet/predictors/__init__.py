@@ -48,6 +48,9 @@ class Predictor(Protocol):
     name: str
     ahead: int
 
+    def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
+        """Do what can be done for so many tiles of one shape before their pixels are there."""
+
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X) of one shape."""
 

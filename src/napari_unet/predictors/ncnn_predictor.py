@@ -74,6 +74,9 @@ class NcnnPredictor:
         self._pools = ncnn.PoolAllocator(), ncnn.PoolAllocator()
         self._net = self._load(graph)
 
+    def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
+        """Nothing depends on the tile."""
+
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, Y, X)."""
         return _OnDemand(self, np.ascontiguousarray(pixels))

@@ -28,7 +28,8 @@ __all__ = ["OpenVinoPredictor", "have_openvino"]
 _MUCH = 256 << 20
 _POLL_MS = 20  # how often a running tile asks whether to stop
 _LAST_LAYER = 10.0  # s for which the next tile waits at most; what it saves is only memory
-# Tiles that were given up, until the layer that ran then is done.
+# What nobody waits for but the next tile: layers that still run of tiles that were given up, and
+# memory on its way back.
 _ending: list[Thread] = []
 
 
@@ -68,6 +69,22 @@ class OpenVinoPredictor:
         self._shape: tuple[int, ...] | None = None
         self._request: Any = None
 
+    def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
+        """Compile for so many tiles of one shape.
+
+        Raises
+        ------
+        PredictorError, MemoryError
+            As `start` does.
+        """
+        wanted = (tiles, self._network.config.in_channels, *shape)
+        if wanted != self._shape:
+            self._wait()
+            try:
+                self._compile(wanted)
+            except RuntimeError as error:
+                raise _explained(error) from error
+
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X); a new shape is compiled first.
 
@@ -78,11 +95,9 @@ class OpenVinoPredictor:
         MemoryError
             If it says that memory ran out.
         """
-        while _ending:  # one tile's memory at a time
-            _ending.pop().join(_LAST_LAYER)
+        self.prepare(len(pixels), pixels.shape[2:])
+        self._wait()
         try:
-            if pixels.shape != self._shape:
-                self._compile(pixels.shape)
             given = np.ascontiguousarray(pixels)
             self._request.set_input_tensor(self._openvino.Tensor(given, shared_memory=True))
             self._request.start_async()
@@ -95,7 +110,17 @@ class OpenVinoPredictor:
         if self._shape is not None:
             config, shape = self._network.config, self._shape[2:]
             if footprint(config, shape, predictor=self.name, half=self._half).peak > _MUCH:
+                # The system takes a tenth of a second for a GiB of it.
+                held = [self._request]
                 self._shape = self._request = None
+                thread = Thread(target=held.clear, name="free-tile")
+                thread.start()
+                _ending.append(thread)
+
+    def _wait(self) -> None:
+        """Wait until there is one tile's memory at a time."""
+        while _ending:
+            _ending.pop().join(_LAST_LAYER)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         """Compile for one shape; what was compiled for another is let go of first."""

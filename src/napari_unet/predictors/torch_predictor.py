@@ -57,6 +57,9 @@ class TorchPredictor:
         self.ahead = QUEUED if device.type == "cuda" else 0
         self._staging = _Staging(device) if self.ahead else None
 
+    def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
+        """Nothing depends on the tile."""
+
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X)."""
         if self._staging is not None:
