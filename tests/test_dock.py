@@ -314,6 +314,12 @@ def test_preferences_and_dock_show_the_same(dock: UNetDock) -> None:
     assert dock.controls.precision.value == "bfloat16"
     dock.controls.device.value = "cpu"
     assert group.device == "cpu"
+    # Whatever the dock offers, the preferences take.
+    for name in ("device", "precision", "engine"):
+        box = getattr(dock.controls, name)
+        for choice in box.choices:
+            box.value = choice
+            assert getattr(group, name) == choice
 
 
 @pytest.mark.parametrize("installed", [True, False])
