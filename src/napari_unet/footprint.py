@@ -283,12 +283,9 @@ class _Walk:
         """Compute a convolution."""
         kernel = self.config.kernels[level]
         self.flops += 2 * inputs * outputs * prod(kernel) * prod(size)
-        if self.predictor == "openvino":
-            return self.hold(outputs, size)
-        if self.predictor == "cuda":
-            return self.hold(outputs, size)
         if self.predictor == "ncnn":
             self.transform(inputs, outputs, size)
+        if self.predictor != "torch":
             return self.hold(outputs, size)
         # torch lays the weights out for this one run, ...
         weights = self.hold(inputs * outputs, kernel)

@@ -16,8 +16,7 @@ from napari_unet.model import UNet
 from napari_unet.predictors import Predictor, PredictorError
 from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
-from napari_unet.predictors.ncnn_predictor import NcnnPredictor
-from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
+from napari_unet.predictors.libraries import library_predictor
 from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.tiling import TilePlan
 
@@ -110,7 +109,8 @@ class Prepared:
             return TorchPredictor(network, runtime.device, runtime.dtype, answer=answer)
         if runtime.engine != "torch":
             try:
-                return self._with_library(LeanUNet(network))
+                lean = LeanUNet(network)
+                return library_predictor(runtime.engine, lean, half=runtime.half, answer=answer)
             except PredictorError as error:
                 self.give_up_library(error)
                 runtime = self.runtime
@@ -130,11 +130,6 @@ class Prepared:
                 ) from error
             raise
         return TorchPredictor(lean, runtime.device, runtime.dtype, tf32=runtime.tf32, answer=answer)
-
-    def _with_library(self, lean: LeanUNet) -> Predictor:
-        if self.runtime.engine == "ncnn":
-            return NcnnPredictor(lean, answer=self._answer)
-        return OpenVinoPredictor(lean, half=self.runtime.half, answer=self._answer)
 
     def rest(self) -> None:
         """Give back memory that is only of use to the next tile, if it is much."""

@@ -30,8 +30,9 @@ from napari_unet.footprint import footprint
 from napari_unet.model import UNet
 from napari_unet.predictors import Predictor, PredictorError
 from napari_unet.predictors.lean import LeanUNet
-from napari_unet.predictors.ncnn_predictor import NcnnPredictor, have_ncnn, suits_ncnn
-from napari_unet.predictors.openvino_predictor import OpenVinoPredictor, have_openvino
+from napari_unet.predictors.libraries import library_predictor
+from napari_unet.predictors.ncnn_predictor import have_ncnn, suits_ncnn
+from napari_unet.predictors.openvino_predictor import have_openvino
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
 __all__ = ["Way", "choose_engine", "operations_per_second"]
@@ -227,10 +228,8 @@ def _measured(
     try:
         lean = LeanUNet(UNet(config).eval())
         predictor: Predictor
-        if engine == "openvino":
-            predictor = OpenVinoPredictor(lean, half=half)
-        elif engine == "ncnn":
-            predictor = NcnnPredictor(lean)
+        if engine != "torch":
+            predictor = library_predictor(engine, lean, half=half)
         else:
             lean = lean.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
             predictor = TorchPredictor(lean, _CPU, dtype)

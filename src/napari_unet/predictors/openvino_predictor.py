@@ -78,8 +78,9 @@ class OpenVinoPredictor:
             As `start` does.
         """
         wanted = (tiles, self._network.config.in_channels, *shape)
+        while _ending:  # one tile's memory at a time
+            _ending.pop().join(_LAST_LAYER)
         if wanted != self._shape:
-            self._wait()
             try:
                 self._compile(wanted)
             except RuntimeError as error:
@@ -96,7 +97,6 @@ class OpenVinoPredictor:
             If it says that memory ran out.
         """
         self.prepare(len(pixels), pixels.shape[2:])
-        self._wait()
         try:
             given = np.ascontiguousarray(pixels)
             self._request.set_input_tensor(self._openvino.Tensor(given, shared_memory=True))
@@ -116,11 +116,6 @@ class OpenVinoPredictor:
                 thread = Thread(target=held.clear, name="free-tile")
                 thread.start()
                 _ending.append(thread)
-
-    def _wait(self) -> None:
-        """Wait until there is one tile's memory at a time."""
-        while _ending:
-            _ending.pop().join(_LAST_LAYER)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         """Compile for one shape; what was compiled for another is let go of first."""
