@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_model
 
-from napari_unet import devices, speed
+from napari_unet import devices, sizing, speed
 from napari_unet.config import UNetConfig
 from napari_unet.devices import free_memory, memory_budget
 from napari_unet.errors import OptionError
@@ -167,6 +167,21 @@ def test_automatic_takes_what_is_done_first(
     assert exact.dtype == torch.float32
     forced = choose_engine(config, lambda *_: flops, CPU, "torch", "bfloat16")
     assert (forced.engine, forced.dtype) == ("torch", torch.bfloat16)
+
+
+def test_tiles_that_are_not_looked_at_are_no_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen() -> list[Any]:
+        return [
+            choose_tile(config, extent, budget, engine=engine, speed=5e11)
+            for config in (UNetConfig(widths=(8, 16, 32, 64)), UNetConfig())
+            for extent in ((300, 300), (96, 3000), (2048, 2048))
+            for budget in (64 << 20, 512 << 20, 1 << 40)
+            for engine in ("torch", "openvino", "ncnn")
+        ]
+
+    found = chosen()
+    monkeypatch.setattr(sizing, "_TOO_MUCH", float("inf"))
+    assert found == chosen()
 
 
 def test_who_needs_less_memory_may_be_done_first(monkeypatch: pytest.MonkeyPatch) -> None:

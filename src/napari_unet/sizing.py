@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
@@ -10,6 +10,7 @@ from math import ceil, prod
 from napari_unet.config import UNetConfig
 from napari_unet.footprint import footprint
 from napari_unet.geometry import AxisGeometry
+from napari_unet.levels import Shape
 
 __all__ = ["Sizing", "choose_tile"]
 
@@ -18,6 +19,9 @@ _ABOUT_THE_SAME = 1.02
 # ncnn lays out the whole of a map anew for each convolution: in tiles of more pixels each of them
 # takes longer, up to twice as long.
 _MOST = {"ncnn": 1 << 20}
+# Tiles that read so many times the pixels of others are no faster: a pixel of a small tile costs
+# less, as layers lose more of it, but not by that much.
+_TOO_MUCH = 2.5
 # Of a call, whatever the tile.
 _CALL_SECONDS = 0.002
 _PARTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -74,10 +78,11 @@ def choose_tile(
     most : int, optional
         Pixels that a tile may read, whatever the budget.
     """
-    found: list[tuple[float, int, Sizing]] = []
+    found: list[tuple[float, int, Sizing, int]] = []
     most = most or _MOST.get(engine)
-    for steps in product(*map(_steps, config.geometry.axes, extent)):
-        shape = config.geometry.size_for(steps)
+    for read, calls, shape in sorted(_tilings(config, extent)):
+        if found and read > _TOO_MUCH * found[0][3]:
+            break
         if most is not None and prod(shape) > most:
             continue
         if config.widths[0] * prod(shape) * (2 if half else 4) > budget:
@@ -87,14 +92,21 @@ def choose_tile(
             continue
         cost = footprint(config, shape, predictor=engine, half=half)
         each = cost.flops / speed + _CALL_SECONDS
-        calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
         sizing = Sizing(shape, calls * cost.flops, peak, fits=True)
-        found.append((calls * each, cost.flops, sizing))
+        found.append((calls * each, cost.flops, sizing, read))
     if found:
         least = min(seconds for seconds, *_ in found)
         near = (one for one in found if one[0] <= _ABOUT_THE_SAME * least)
         return min(near, key=lambda one: one[1])[2]
     return _smallest(config, extent, budget, engine, half)
+
+
+def _tilings(config: UNetConfig, extent: Sequence[int]) -> Iterator[tuple[int, int, Shape]]:
+    """Pixels that all tiles read, how many tiles there are, and the shape of one."""
+    for steps in product(*map(_steps, config.geometry.axes, extent)):
+        shape = config.geometry.size_for(steps)
+        calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
+        yield calls * prod(shape), calls, shape
 
 
 def _smallest(
