@@ -182,6 +182,9 @@ def test_tiles_that_are_not_looked_at_are_no_better(monkeypatch: pytest.MonkeyPa
     found = chosen()
     monkeypatch.setattr(sizing, "_TOO_MUCH", float("inf"))
     assert found == chosen()
+    # Of a tile and its mirror image, the one with more rows.
+    square = [choose_tile(UNetConfig(), (n, n), 1 << 30, engine="openvino") for n in (1024, 2048)]
+    assert all(one.shape[0] > one.shape[1] for one in square)
 
 
 def test_who_needs_less_memory_may_be_done_first(monkeypatch: pytest.MonkeyPatch) -> None:

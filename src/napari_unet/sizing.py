@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
+from operator import itemgetter
 
 from napari_unet.config import UNetConfig
 from napari_unet.footprint import footprint
@@ -19,8 +20,8 @@ _ABOUT_THE_SAME = 1.02
 # ncnn lays out the whole of a map anew for each convolution: in tiles of more pixels each of them
 # takes longer, up to twice as long.
 _MOST = {"ncnn": 1 << 20}
-# Tiles that read so many times the pixels of others are no faster: a pixel of a small tile costs
-# less, as layers lose more of it, but not by that much.
+# Tiles that read so many times the fewest pixels are no faster: a pixel of a small tile costs less,
+# as layers lose more of it, but not by that much.
 _TOO_MUCH = 2.5
 # Of a call, whatever the tile.
 _CALL_SECONDS = 0.002
@@ -80,7 +81,8 @@ def choose_tile(
     """
     found: list[tuple[float, int, Sizing, int]] = []
     most = most or _MOST.get(engine)
-    for read, calls, shape in sorted(_tilings(config, extent)):
+    # Of two that read as much, the one with more rows stays the first.
+    for read, calls, shape in sorted(_tilings(config, extent), key=itemgetter(0)):
         if found and read > _TOO_MUCH * found[0][3]:
             break
         if most is not None and prod(shape) > most:
@@ -105,8 +107,13 @@ def _tilings(config: UNetConfig, extent: Sequence[int]) -> Iterator[tuple[int, i
     """Pixels that all tiles read, how many tiles there are, and the shape of one."""
     for steps in product(*map(_steps, config.geometry.axes, extent)):
         shape = config.geometry.size_for(steps)
-        calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
+        calls = _calls(extent, steps)
         yield calls * prod(shape), calls, shape
+
+
+def _calls(extent: Sequence[int], steps: Sequence[int]) -> int:
+    """Tiles that write so much each, for all of an image."""
+    return prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
 
 
 def _smallest(
@@ -120,8 +127,9 @@ def _smallest(
         peak = tile_bytes(config, shape, engine, half)
         reducible = [i for i, s in enumerate(steps) if s > geometry.stride[i]]
         if peak <= budget or not reducible:
-            calls = prod(ceil(e / s) for e, s in zip(extent, steps, strict=True))
-            flops = calls * footprint(config, shape, predictor=engine, half=half).flops
+            flops = (
+                _calls(extent, steps) * footprint(config, shape, predictor=engine, half=half).flops
+            )
             return Sizing(shape, flops, peak, fits=peak <= budget)
         largest = max(reducible, key=lambda axis: steps[axis])
         stride = geometry.stride[largest]
