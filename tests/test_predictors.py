@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -105,6 +109,39 @@ def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
         predictor.start(pixels).result(lambda: next(asked) >= 1)
     predictor.start(pixels).drop()
     assert np.array_equal(predictor.start(pixels).result(None), whole)
+
+
+_SIGNAL = """
+import os, signal
+import numpy as np
+from networks import random_network
+from napari_unet.config import UNetConfig
+from napari_unet.predictors import openvino_predictor
+from napari_unet.predictors.lean import LeanUNet
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+predictor = openvino_predictor.OpenVinoPredictor(LeanUNet(random_network(UNetConfig())))
+for side in (2, 4):
+    shape = UNetConfig().geometry.size_for((200 * side, 200 * side))
+    predictor.start(np.zeros((1, 1, *shape), np.float32)).result(None)
+    predictor.rest()
+    for thread in openvino_predictor._ending:
+        thread.join()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert len(heard) == side // 2
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no such signals")
+def test_the_program_hears_signals_after_memory_went_back_in_a_thread() -> None:
+    pytest.importorskip("openvino")
+    paths = os.pathsep.join(sys.path)
+    run = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", _SIGNAL],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
 
 
 def test_memory_may_run_out_at_any_piece_that_ncnn_takes() -> None:

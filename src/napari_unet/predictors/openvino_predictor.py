@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import suppress
+from functools import cache
 from threading import Thread
 from typing import Any
 
@@ -36,6 +37,18 @@ _ending: list[Thread] = []
 def have_openvino() -> bool:
     """Whether the package is installed; it is not imported."""
     return importlib.util.find_spec("openvino") is not None
+
+
+@cache
+def _core() -> Any:
+    """OpenVINO itself, once for as long as the program runs.
+
+    Each gives the thread that makes it a stack for signals, and takes it away when it ends with its
+    last network, in whichever thread that is. The next signal would then end the program.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoPredictor:
@@ -121,7 +134,7 @@ class OpenVinoPredictor:
         """Compile for one shape; what was compiled for another is let go of first."""
         self._shape = self._request = None
         graph = _Graph(self._openvino, self._network).build(shape)
-        compiled = self._openvino.Core().compile_model(
+        compiled = _core().compile_model(
             graph,
             "CPU",
             {
