@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from training_support import pairs_of, small_recipe, small_training, write_pairs
 
 from napari_unet.errors import CheckpointError, OptionError, OutputError
@@ -193,6 +195,43 @@ def test_states_are_there_completely_or_not_at_all(tmp_path, monkeypatch):
     assert torch.equal(tensors["a"], torch.arange(3))
     assert document["b"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.training"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets no file be replaced that is read")
+def test_a_state_is_read_whole_while_the_next_is_put_in_its_place(tmp_path):
+    path, done = tmp_path / "a.training", threading.Event()
+    for n in range(2):
+        save_state(tmp_path / str(n), {"a": torch.full((50,), n), "b": torch.tensor(n)}, {"n": n})
+    path.hardlink_to(tmp_path / "0")
+
+    def replace() -> None:
+        for n in itertools.cycle("10"):
+            (tmp_path / "next").hardlink_to(tmp_path / n)
+            (tmp_path / "next").replace(path)
+            if done.is_set():
+                break
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(3000):
+            tensors, document = load_state(path)
+            assert {*tensors["a"].tolist(), tensors["b"].item()} == {document["n"]}
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("text", [b"", b"\0" * 20, b"\xff" * 40, b"{}"])
+def test_what_is_no_state_is_refused(text, tmp_path):
+    path = tmp_path / "a.training"
+    path.write_bytes(text)
+    with pytest.raises(CheckpointError, match="no state of a training"):
+        load_state(path)
+    for metadata in (None, {"other": "{}"}, {"valid-unet-training": "[1]"}):
+        path.write_bytes(save({"a": torch.zeros(2)}, metadata=metadata))
+        with pytest.raises(CheckpointError, match="no state of a training"):
+            load_state(path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_out_at_once(tmp_path, monkeypatch):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from napari_unet.atomic import replacing_file
@@ -71,10 +71,13 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"There is no {path} to resume from; begin again, without resuming.")
     try:
-        with safe_open(path, framework="pt") as file:
-            document = json.loads((file.metadata() or {})[_KEY])
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        # As a whole: a training may put the next state in its place at any moment.
+        content = path.read_bytes()
+        tensors = load(content)
+        # Its length in 8 bytes, then the header, which has been checked by now.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        document = dict(json.loads(header["__metadata__"][_KEY]))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{path} is no state of a training; delete it to begin again."
         ) from error
