@@ -231,7 +231,7 @@ class Stream:
         self.log.append(f"start {self.count}")
         return Queued(self, self.count, crop_plus_one(torch.from_numpy(pixels)).numpy())
 
-    def rest(self) -> None:
+    def rest(self, most: int = 0) -> None:
         pass
 
 

@@ -137,9 +137,10 @@ def test_the_probe_measures_something_in_well_under_a_second(fresh: Path) -> Non
 @pytest.mark.parametrize(
     ("speeds", "flops", "wanted"),
     [
-        # OpenVINO's second of preparation pays only for a long job.
         ({"torch": (1e11, 0), "openvino": (2e11, 0)}, 1e12, ("openvino", torch.float32)),
-        ({"torch": (1e11, 0), "openvino": (1.01e11, 0)}, 3e10, ("torch", torch.float32)),
+        ({"torch": (2e11, 0), "openvino": (1e11, 0)}, 3e10, ("torch", torch.float32)),
+        # Loading another library takes longer than such a job.
+        ({"torch": (1e11, 9e11), "openvino": (2e11, 0)}, 3e9, ("torch", torch.float32)),
         ({"torch": (1e11, 2e11), "openvino": (1e11, 4e11)}, 1e13, ("openvino", torch.bfloat16)),
         # Precision is not given up for a few per cent.
         ({"torch": (1e11, 1.1e11), "openvino": (0, 0)}, 1e13, ("torch", torch.float32)),
@@ -156,6 +157,7 @@ def test_automatic_takes_what_is_done_first(
         return float(speeds.get(engine, (0, 0))[half])
 
     monkeypatch.setattr(speed, "operations_per_second", measured)
+    monkeypatch.setattr(speed, "is_known", lambda *_: True)
     monkeypatch.setattr(speed, "have_openvino", lambda: True)
     monkeypatch.setattr(speed, "have_ncnn", lambda: True)
     config = UNetConfig(widths=(4, 8))
@@ -167,6 +169,31 @@ def test_automatic_takes_what_is_done_first(
     assert exact.dtype == torch.float32
     forced = choose_engine(config, lambda *_: flops, CPU, "torch", "bfloat16")
     assert (forced.engine, forced.dtype) == ("torch", torch.bfloat16)
+
+
+def test_a_short_job_waits_for_no_measurement(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def measured(engine: str, half: bool, *_: Any) -> tuple[float, bool]:
+        calls.append(engine)
+        return {"torch": 1e11, "openvino": 1e11}[engine] * (3 if half else 1), True
+
+    def chosen(flops: float) -> tuple[str, torch.dtype]:
+        way = choose_engine(UNetConfig(widths=(4, 8)), lambda *_: flops, CPU, "auto", "auto")
+        return way.engine, way.dtype
+
+    monkeypatch.setattr(speed, "_measured", measured)
+    monkeypatch.setattr(speed, "have_ncnn", lambda: False)
+    for have, taken in ((True, "openvino"), (False, "torch")):
+        monkeypatch.setattr(speed, "have_openvino", lambda have=have: have)
+        assert chosen(5e10) == (taken, torch.float32)
+    assert not calls
+    monkeypatch.setattr(speed, "have_openvino", lambda: True)
+    assert chosen(5e11)[1] == torch.bfloat16
+    assert sorted(calls) == ["openvino", "openvino", "torch", "torch"]
+    # What is known by now holds for short ones, too.
+    assert chosen(5e10)[1] == torch.bfloat16
+    assert len(calls) == 4
 
 
 def test_tiles_that_are_not_looked_at_are_no_better(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ __all__ = [
     "arithmetic",
     "free_memory",
     "half_precision",
+    "idle_memory",
     "is_out_of_memory",
     "learn_limit",
     "memory_budget",
@@ -137,6 +138,18 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
     return min(_system_memory(), _container_memory())
+
+
+def idle_memory(wanted: int | None = None) -> int:
+    """Bytes of RAM that may stay taken from one segmentation to the next.
+
+    Parameters
+    ----------
+    wanted : int, optional
+        What the person allows for one: what finds objects then has the rest of it.
+    """
+    share = min(free_memory(torch.device("cpu")) // 16, 1 << 30)
+    return share if wanted is None else min(share, wanted // 3)
 
 
 def _system_memory() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from napari_unet.devices import half_precision, is_out_of_memory, learn_limit
 from napari_unet.errors import MemoryLimitError
 from napari_unet.footprint import footprint
 from napari_unet.model import UNet
-from napari_unet.predictors import Predictor, PredictorError
+from napari_unet.predictors import Predictor, PredictorError, kept
 from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.libraries import library_predictor
@@ -68,6 +69,9 @@ class Runtime:
 class Prepared:
     """A network made ready to run, and what is done when it cannot go on as planned.
 
+    As a context (``with Prepared(...) as network``) it begins with what an earlier one left for
+    it, and leaves what it has for a later one unless it ends with an exception.
+
     Parameters
     ----------
     network : UNet or callable
@@ -76,6 +80,8 @@ class Prepared:
         As planned.
     answer : callable
         What is made of the logits, on the device: `answers`.
+    idle : int
+        Bytes that may stay taken while no tile is computed, and after the last.
 
     Attributes
     ----------
@@ -90,11 +96,37 @@ class Prepared:
         If the weights do not fit on the device.
     """
 
-    def __init__(self, network: UNet | Network, runtime: Runtime, answer: Answer = logits) -> None:
-        self._network, self._answer = network, answer
+    def __init__(
+        self,
+        network: UNet | Network,
+        runtime: Runtime,
+        answer: Answer = logits,
+        *,
+        idle: int = 0,
+    ) -> None:
+        self._network, self._answer, self._idle = network, answer, idle
         self.runtime = runtime
         self.remarks: list[str] = []
         self._predictor: Predictor | None = None
+        self._key: kept.Key | None = None
+
+    def __enter__(self) -> Self:
+        if isinstance(self._network, UNet):
+            self._key = kept.key_of(self._network, replace(self.runtime, batch=1))
+            self._predictor = kept.take(self._key)
+            if self._predictor is not None:
+                self._predictor.answer = self._answer
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        # After a change, it is no longer what its key says.
+        if failed is None and self._key is not None and self._predictor is not None:
+            kept.keep(self._key, self._predictor, self._idle)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what is ready, such as after an interruption."""
+        self._predictor = self._key = None
 
     @property
     def predictor(self) -> Predictor:
@@ -134,7 +166,7 @@ class Prepared:
     def rest(self) -> None:
         """Give back memory that is only of use to the next tile, if it is much."""
         if self._predictor is not None:
-            self._predictor.rest()
+            self._predictor.rest(self._idle)
 
     def give_up_library(self, error: PredictorError) -> None:
         """Go on with torch, which can run everything."""
@@ -197,7 +229,7 @@ class Prepared:
 
     def _change(self, runtime: Runtime, remark: str) -> None:
         if runtime != self.runtime:
-            self._predictor = None
+            self.forget()
         self.runtime = replace(runtime, batch=1)
         self.remarks.append(remark)
 

@@ -19,6 +19,7 @@ from scipy import ndimage
 from napari_unet.answers import classes, probabilities
 from napari_unet.assembly import Assembly, classes_of
 from napari_unet.checkpoint import Model, load_model
+from napari_unet.devices import idle_memory
 from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled, ImageError
 from napari_unet.focus import Focus
@@ -229,7 +230,8 @@ def segment_steps(
     loaded = load_model(model)
     job = plan_job(image, loaded, options or Options())
     wanted = classes(job.options.threshold) if job.only_classes else probabilities
-    network = Prepared(loaded.network, job.runtime, wanted)
+    idle = idle_memory(job.options.memory)
+    network = Prepared(loaded.network, job.runtime, wanted, idle=idle)
     # Pages of zeros cost nothing until a frame is written.
     shape = job.region_shape
     kept = np.zeros((job.n_classes, *shape), np.float32) if job.keeps_probabilities else None
@@ -244,34 +246,36 @@ def segment_steps(
 
     complete = True
     fitted: dict[tuple[int, ...], Intensity] = {}
-    for index in aim.frames():
-        of = job.axes.fit_index(index)
-        if of not in fitted:
-            fitted[of] = fit_frame(job, of)
-        frame = Frame(job.data, job.axes, index, fitted[of], job.grid)
-        yield progress("network", index)
-        assembly = result.assembly(index)
-        try:
-            glance = aim.glance() if preview and not result.done else None
-            for plan in (glance, aim.plan) if glance else (aim.plan,):
-                tiles = run_tiles(network, frame.read, plan, job.runtime, should_stop)
-                for tile, found in tiles:
-                    shown = _preview(job, found, tile.write, result) if preview else None
-                    window = job.grid.to_image(tile.write, job.window)
-                    if plan is not glance:  # which is for the eye only
-                        assembly.add(tile.write, found)
-                        result.done += 1
-                        result.pixels += int(np.prod(window.shape))
-                    yield progress("network", index, window=window, preview=shown)
-        except Cancelled:
-            if not (job.options.keep_finished and result.done):
-                raise
-            complete = False
-        yield progress("objects", index)
-        # What was finished is worth the second it takes to make objects of it.
-        result.tables[index] = assembly.finish(should_stop if complete else None)
-        if not complete:
-            break
+    with network:
+        for index in aim.frames():
+            of = job.axes.fit_index(index)
+            if of not in fitted:
+                fitted[of] = fit_frame(job, of)
+            frame = Frame(job.data, job.axes, index, fitted[of], job.grid)
+            yield progress("network", index)
+            assembly = result.assembly(index)
+            try:
+                glance = aim.glance() if preview and not result.done else None
+                for plan in (glance, aim.plan) if glance else (aim.plan,):
+                    tiles = run_tiles(network, frame.read, plan, job.runtime, should_stop)
+                    for tile, found in tiles:
+                        shown = _preview(job, found, tile.write, result) if preview else None
+                        window = job.grid.to_image(tile.write, job.window)
+                        if plan is not glance:  # which is for the eye only
+                            assembly.add(tile.write, found)
+                            result.done += 1
+                            result.pixels += int(np.prod(window.shape))
+                        yield progress("network", index, window=window, preview=shown)
+            except Cancelled:
+                if not (job.options.keep_finished and result.done):
+                    raise
+                complete = False
+                network.forget()
+            yield progress("objects", index)
+            # What was finished is worth the second it takes to make objects of it.
+            result.tables[index] = assembly.finish(should_stop if complete else None)
+            if not complete:
+                break
     seconds = time.perf_counter() - started
     objects = result.number_objects()
     report = job.report(seconds, result.done, len(objects.get("index", ())), complete, network)

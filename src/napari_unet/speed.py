@@ -1,8 +1,11 @@
 """How fast this machine computes, measured once: which predictor and precision are worth taking.
 
 A small network is timed for some tenths of a second in each way that is in question; what was
-found is kept in the user's cache, for this processor and these versions. Short jobs measure
-nothing and run in float32 with PyTorch, which needs no preparation.
+found is kept in the user's cache, for this processor and these versions. No job waits for that
+longer than for its result: short ones take what is known, or what is fastest on most machines.
+
+What a library does before it first computes is not counted: it is a fifth of a second, PyTorch's
+own first run takes no less, and afterwards it stays ready (`predictors.kept`).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +38,7 @@ from napari_unet.predictors.ncnn_predictor import have_ncnn, suits_ncnn
 from napari_unet.predictors.openvino_predictor import have_openvino
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
-__all__ = ["Way", "choose_engine", "operations_per_second"]
+__all__ = ["Way", "choose_engine", "is_known", "operations_per_second"]
 
 # Of a GPU nothing is measured: operations a second of each multiprocessor, in half precision and
 # in float32, and of a GPU that does not tell how many it has.
@@ -49,14 +52,13 @@ _PROBES = {
     False: (UNetConfig(widths=(24, 48, 96)), (404, 404)),
     True: (UNetConfig(widths=(64, 128, 256)), (300, 300)),
 }
-# Below this, a job is over before anything else would have begun (half a second).
+# Below this, a job is over before anything is measured (half a second), ...
 _SHORT = 1e11
+# ... or loaded (a tenth).
+_TINY = 1e10
 # Precision is given up only for a gain that is felt.
 _WORTH = 1.15
 _LIBRARIES = {"openvino": ("OpenVINO", have_openvino), "ncnn": ("ncnn", have_ncnn)}
-# Seconds until a library computes: its import, and preparing a network, by its parameters.
-_IMPORT = {"openvino": 0.3, "ncnn": 0.1}
-_PREPARE = {"openvino": (0.06, 8e-9), "ncnn": (0.01, 1e-8)}
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def choose_engine(
     engine: str,
     precision: str,
 ) -> Way:
-    """Choose who computes, and in which precision, for the shortest time with preparations.
+    """Choose who computes, and in which precision, for the shortest time.
 
     Parameters
     ----------
@@ -117,17 +119,24 @@ def choose_engine(
     engines = [engine] if engine != "auto" else _engines(config)
     halves = [False, True] if precision == "auto" else [dtype != torch.float32]
     ways = [(one, half) for one in engines for half in halves if not (one == "ncnn" and half)]
+    wide, work = _is_wide(config), operations(*ways[0])
     name, half = ways[0]
-    short = operations(name, half) < _SHORT
-    if len(ways) > 1 and not (short and "openvino" not in sys.modules):
-        # Precision counts as time: it is given up only for a gain that is felt.
+    known = work >= _SHORT or all(is_known(*way, wide) for way in ways)
+    if work >= _TINY and not known:
+        name, half = next((way for way in ways if way[0] == "openvino"), ways[0])
+    elif work >= _TINY and len(ways) > 1:
+        # Precision is given up only for a gain that is felt.
         worth = {False: 1.0, True: _WORTH if precision == "auto" else 1.0}
-        name, half = min(
-            ways, key=lambda way: worth[way[1]] * _seconds(config, operations(*way), *way)
-        )
+
+        def seconds(way: tuple[str, bool]) -> float:
+            rate = operations_per_second(way[0], half=way[1], wide=wide)
+            return worth[way[1]] * operations(*way) / rate if rate else float("inf")
+
+        name, half = min(ways, key=seconds)
     found = Way(name, torch.bfloat16 if half else torch.float32)
-    speed = 0.0 if short else operations_per_second(name, half=half, wide=_is_wide(config))
-    return found if short else replace(found, speed=speed or 1e9)
+    if work < _TINY or not known:
+        return found
+    return replace(found, speed=operations_per_second(name, half=half, wide=wide) or 1e9)
 
 
 def _check_engine(
@@ -171,17 +180,6 @@ def _gpu_speed(device: torch.device, dtype: torch.dtype) -> float:
     return float(units) * (_PER_UNIT_WIDE if dtype == torch.float32 else _PER_UNIT)
 
 
-def _seconds(config: UNetConfig, operations: float, engine: str, half: bool) -> float:
-    """Time of a job; infinite for what cannot run here."""
-    rate = operations_per_second(engine, half=half, wide=_is_wide(config))
-    start = 0.0
-    if engine in _IMPORT:
-        once, each = _PREPARE[engine]
-        start = once + each * config.n_parameters
-        start += 0.0 if engine in sys.modules else _IMPORT[engine]
-    return start + operations / rate if rate else float("inf")
-
-
 @lru_cache(maxsize=16)
 def operations_per_second(engine: str, *, half: bool = False, wide: bool = False) -> float:
     """Speed of the processor on a small U-Net, measured or from the cache; 0 if it cannot.
@@ -195,9 +193,7 @@ def operations_per_second(engine: str, *, half: bool = False, wide: bool = False
     wide : bool
         With many features instead of few.
     """
-    key = _machine()
-    way = f"{engine}, {'bfloat16' if half else 'float32'}, {'wide' if wide else 'narrow'}"
-    known = _cached()
+    key, way, known = _machine(), _name(engine, half, wide), _cached()
     if way in known.get(key, {}):
         return known[key][way]
     found, steady = _measured(engine, half, *_PROBES[wide])
@@ -209,6 +205,15 @@ def operations_per_second(engine: str, *, half: bool = False, wide: bool = False
             with replacing_file(path) as file:
                 file.write(json.dumps(known, indent=1).encode())
     return found
+
+
+def is_known(engine: str, half: bool, wide: bool) -> bool:
+    """Whether that speed was measured before, on this machine."""
+    return _name(engine, half, wide) in _cached().get(_machine(), {})
+
+
+def _name(engine: str, half: bool, wide: bool) -> str:
+    return f"{engine}, {'bfloat16' if half else 'float32'}, {'wide' if wide else 'narrow'}"
 
 
 def _measured(
@@ -255,6 +260,7 @@ def _machine() -> str:
     return f"{processor.strip()}, {torch.get_num_threads()} threads, {', '.join(versions)}"
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_unet.answers import Answer
+
 __all__ = ["Pending", "Predictor", "PredictorError", "ShouldStop"]
 
 ShouldStop = Callable[[], bool] | None
@@ -43,10 +45,17 @@ class Predictor(Protocol):
     ahead : int
         Calls worth starting before the result of the last is fetched: 0 where the device does not
         work on its own while Python reads and writes.
+    answer : callable
+        What is made of the logits (`answers`), on the device.
     """
 
     name: str
     ahead: int
+    answer: Answer
+
+    @property
+    def held(self) -> int:
+        """Bytes that it holds while it rests."""
 
     def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
         """Do what can be done for so many tiles of one shape before their pixels are there."""
@@ -54,5 +63,5 @@ class Predictor(Protocol):
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, [Z,] Y, X) of one shape."""
 
-    def rest(self) -> None:
-        """Give back memory that is only of use to the next tile, if it is much."""
+    def rest(self, most: int = 0) -> None:
+        """Give back memory that only the next tile has a use for, beyond `most` bytes."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from napari_unet.answers import Answer, logits
 from napari_unet.config import UNetConfig
 from napari_unet.errors import Cancelled
+from napari_unet.footprint import footprint
 from napari_unet.predictors import Pending, PredictorError, ShouldStop
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.ncnn_graph import NcnnGraph, write_graph
@@ -66,7 +67,8 @@ class NcnnPredictor:
         if network.config.ndim != 2:
             raise PredictorError("ncnn runs 2-D networks only")
         self._ncnn: Any = ncnn
-        self._answer = answer
+        self.answer = answer
+        self._config = network.config
         graph = write_graph(network)
         self._steps = graph.steps
         # Memory of a map goes to a later one of nearly its size: to have it anew takes as long as
@@ -81,10 +83,16 @@ class NcnnPredictor:
         """Begin with tiles (B, C, Y, X)."""
         return _OnDemand(self, np.ascontiguousarray(pixels))
 
-    def rest(self) -> None:
+    def rest(self, most: int = 0) -> None:
         """Give back the memory of maps."""
         for pool in self._pools:
             pool.clear()
+
+    @property
+    def held(self) -> int:
+        """The weights as they are laid out, whatever the tile."""
+        smallest = self._config.geometry.size_for(self._config.geometry.stride)
+        return footprint(self._config, smallest, predictor=self.name).weights
 
     def _load(self, graph: NcnnGraph) -> Any:
         net = self._ncnn.Net()
@@ -139,7 +147,7 @@ class _OnDemand:
         """Compute, one tile after the other."""
         tiles = [self._predictor.forward(tile, should_stop) for tile in self._pixels]
         found = torch.from_numpy(np.stack(tiles) if len(tiles) > 1 else tiles[0][None])
-        answer: NDArray[Any] = self._predictor._answer(found).numpy()
+        answer: NDArray[Any] = self._predictor.answer(found).numpy()
         return answer
 
     def drop(self) -> None:

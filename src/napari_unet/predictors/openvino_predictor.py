@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from threading import Thread
 from typing import Any
@@ -19,14 +20,13 @@ from numpy.typing import NDArray
 
 from napari_unet.answers import Answer, logits
 from napari_unet.errors import Cancelled
-from napari_unet.footprint import footprint
+from napari_unet.footprint import Footprint, footprint
 from napari_unet.levels import levels, merges
 from napari_unet.predictors import Pending, PredictorError, ShouldStop
 from napari_unet.predictors.lean import LeanUNet, merged
 
 __all__ = ["OpenVinoPredictor", "have_openvino"]
 
-_MUCH = 256 << 20
 _POLL_MS = 20  # how often a running tile asks whether to stop
 _LAST_LAYER = 10.0  # s for which the next tile waits at most; what it saves is only memory
 # What nobody waits for but the next tile: layers that still run of tiles that were given up, and
@@ -78,9 +78,11 @@ class OpenVinoPredictor:
         except (ImportError, OSError) as error:
             raise PredictorError(f"OpenVINO cannot be loaded ({error})") from error
         self._openvino: Any = openvino
-        self._network, self._half, self._answer = network, half, answer
+        self._network, self._half, self.answer = network, half, answer
         self._shape: tuple[int, ...] | None = None
         self._request: Any = None
+        self._releasing: Thread | None = None
+        self.held = 0
 
     def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
         """Compile for so many tiles of one shape.
@@ -91,6 +93,9 @@ class OpenVinoPredictor:
             As `start` does.
         """
         wanted = (tiles, self._network.config.in_channels, *shape)
+        if self._releasing is not None:  # whoever else waits for it, too
+            self._releasing.join()
+            self._releasing = None
         while _ending:  # one tile's memory at a time
             _ending.pop().join(_LAST_LAYER)
         if wanted != self._shape:
@@ -116,19 +121,27 @@ class OpenVinoPredictor:
             self._request.start_async()
         except RuntimeError as error:
             raise _explained(error) from error
-        return _Running(self._request, given, self._answer)
+        return _Running(self._request, given, self.answer)
 
-    def rest(self) -> None:
-        """Let go of the maps' memory where it is much; compiling anew takes a moment."""
-        if self._shape is not None:
-            config, shape = self._network.config, self._shape[2:]
-            if footprint(config, shape, predictor=self.name, half=self._half).peak > _MUCH:
-                # The system takes a tenth of a second for a GiB of it.
-                held = [self._request]
-                self._shape = self._request = None
-                thread = Thread(target=held.clear, name="free-tile")
-                thread.start()
-                _ending.append(thread)
+    def rest(self, most: int = 0) -> None:
+        """Let go of the maps' memory where it is more; the compiled network stays."""
+        if self._shape is None:
+            return
+        cost = self._cost()
+        self.held = cost.peak if cost.peak <= most else cost.weights
+        if cost.peak > most:
+            # The system takes a tenth of a second for a GiB of it.
+            release = self._request.get_compiled_model().release_memory
+            self._releasing = Thread(target=release, name="free-tile")
+            self._releasing.start()
+            _ending.append(self._releasing)
+
+    def _cost(self) -> Footprint:
+        """Of the shape that is compiled."""
+        assert self._shape is not None
+        config, (tiles, _, *shape) = self._network.config, self._shape
+        one = footprint(config, tuple(shape), predictor=self.name, half=self._half)
+        return replace(one, peak=tiles * one.peak)
 
     def _compile(self, shape: tuple[int, ...]) -> None:
         """Compile for one shape; what was compiled for another is let go of first."""

@@ -68,10 +68,17 @@ class TorchPredictor:
             _keep(SMALL, KEPT)
         return _OnDemand(self, pixels)
 
-    def rest(self) -> None:
+    def rest(self, most: int = 0) -> None:
         """Leave the C library to others as they know it: training would be a tenth slower."""
         if self.device.type == "cpu":
             _keep(*_USUAL)
+
+    @property
+    def held(self) -> int:
+        """The weights."""
+        network = self.network
+        tensors = network.state_dict().values() if isinstance(network, nn.Module) else ()
+        return sum(tensor.nbytes for tensor in tensors)
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor, should_stop: ShouldStop = None) -> Tensor:

@@ -1,0 +1,101 @@
+"""Networks made ready stay ready for the next run with the same model: its first tile comes sooner.
+
+Compiling takes a twentieth of a second for a small network and a quarter of one for the paper's;
+memory for the maps, had anew, as long again: more than a quarter of what an image of a megapixel
+takes. Of what is held between runs what was used last stays, and nothing of a network that is gone
+or has learned something since.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from napari_unet.predictors import Predictor
+
+__all__ = ["Key", "clear", "keep", "key_of", "take"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a network was made ready for.
+
+    Parameters
+    ----------
+    network : weakref to nn.Module
+        The network itself; none is alive only because it was used.
+    weights : tuple of int
+        A sum of the bits of each tensor: another one after a training step.
+    way : hashable
+        Device, precision, engine.
+    threads : int
+        That torch used, and with it any library.
+    """
+
+    network: weakref.ref[nn.Module]
+    weights: tuple[int, ...]
+    way: Hashable
+    threads: int
+
+
+_kept: dict[Key, Predictor] = {}  # the one used last comes last
+
+
+def key_of(network: nn.Module, way: Hashable) -> Key:
+    """Look at a network as it is now: 4 ms for 31 million parameters."""
+    weights = tuple(_sum(tensor) for tensor in network.state_dict().values())
+    return Key(weakref.ref(network, _forget), weights, way, torch.get_num_threads())
+
+
+def take(key: Key) -> Predictor | None:
+    """Hand over what was kept, for one run at a time; None where nothing was."""
+    return _kept.pop(key, None)
+
+
+def keep(key: Key, predictor: Predictor, most: int) -> None:
+    """Keep a predictor that rests, as long as all together hold no more than `most` bytes."""
+    for other in list(_kept):  # of the same network, before it learned
+        if other.network == key.network and other.weights != key.weights:
+            _kept.pop(other, None)
+    _kept.pop(key, None)
+    _kept[key] = predictor
+    while sum(one.held for one in list(_kept.values())) > most:
+        _kept.pop(next(iter(_kept)), None)
+
+
+def clear() -> None:
+    """Let go of everything."""
+    _kept.clear()
+
+
+def _sum(tensor: torch.Tensor) -> int:
+    """All bits of a tensor as one number."""
+    whole = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    even = len(whole) // 8 * 8
+    return int(whole[:even].view("int64").sum()) + int(whole[even:].sum())
+
+
+def _forget(network: weakref.ref[Any]) -> None:
+    """Let go of what was kept for a network that is gone."""
+    for key in [key for key in _kept if key.network is network]:
+        _kept.pop(key, None)
+
+
+def _after_fork() -> None:
+    """Take nothing over from the parent: its threads are not here, not even to end them."""
+    _orphans.extend(_kept.values())
+    _kept.clear()
+
+
+_orphans: list[Predictor] = []
+# A library's memory may refer to Python's, so it goes first.
+atexit.register(clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,257 @@
+"""What is made ready for one run is there for the next, and for no other network."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import random_model
+from numpy.typing import NDArray
+
+from napari_unet import Options, segment
+from napari_unet.checkpoint import Model
+from napari_unet.errors import Cancelled
+from napari_unet.predictors import kept
+from napari_unet.prepared import Prepared, Runtime
+from napari_unet.segmentation import segment_steps
+from napari_unet.steps import walk
+
+ENGINES = ("torch", "openvino", "ncnn")
+CPU = Runtime(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> Iterator[None]:
+    kept.clear()
+    yield
+    kept.clear()
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Engines for which a network was made ready."""
+    made: list[str] = []
+    build = Prepared._build
+
+    def counted(self: Prepared) -> Any:
+        made.append(self.runtime.engine)
+        return build(self)
+
+    monkeypatch.setattr(Prepared, "_build", counted)
+    return made
+
+
+@pytest.fixture
+def image() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)
+
+
+def probabilities(image: NDArray[Any], model: Model, **more: Any) -> NDArray[np.float32]:
+    found = segment(image, model, output="probabilities", precision="float32", **more)
+    assert found.probabilities is not None
+    return found.probabilities
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_second_run_finds_the_network_ready(
+    engine: str, built: list[str], image: NDArray[np.uint8]
+) -> None:
+    pytest.importorskip(engine)
+    model = random_model()
+    first = probabilities(image, model, engine=engine)
+    assert np.array_equal(first, probabilities(image, model, engine=engine))
+    # Another image, another shape of tile, another answer.
+    other = probabilities(image[:50].copy(), model, engine=engine)
+    labels = segment(image, model, output="classes", precision="float32", engine=engine).labels
+    assert np.array_equal(labels, first.argmax(0))
+    assert built == [engine]
+    kept.clear()
+    assert np.array_equal(other, probabilities(image[:50].copy(), model, engine=engine))
+    assert built == [engine] * 2
+
+
+def in_place(parameter: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        parameter.mul_(0.5)
+
+
+def behind_its_back(parameter: torch.nn.Parameter) -> None:
+    parameter.data[..., 0] += 0.25
+
+
+@pytest.mark.parametrize("learn", [in_place, behind_its_back])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_network_that_learned_is_made_ready_anew(
+    engine: str,
+    learn: Callable[[torch.nn.Parameter], None],
+    built: list[str],
+    image: NDArray[np.uint8],
+) -> None:
+    pytest.importorskip(engine)
+    model = random_model()
+    before = probabilities(image, model, engine=engine)
+    learn(next(model.network.parameters()))
+    after = probabilities(image, model, engine=engine)
+    assert not np.array_equal(before, after)
+    assert built == [engine] * 2
+    assert len(kept._kept) == 1
+    kept.clear()
+    assert np.array_equal(after, probabilities(image, model, engine=engine))
+
+
+def test_nothing_keeps_a_network_alive(image: NDArray[np.uint8]) -> None:
+    model, other = random_model(), random_model()
+    for one in (model, other):
+        probabilities(image, one, engine="torch")
+    assert len(kept._kept) == 2
+    del model, one
+    gc.collect()
+    assert [key.network() for key in kept._kept] == [other.network]
+
+
+def test_an_interrupted_run_leaves_nothing(image: NDArray[np.uint8]) -> None:
+    model = random_model()
+    settings: dict[str, Any] = {"tile_size": 44, "engine": "torch", "output": "classes"}
+
+    def steps(**more: Any) -> Any:
+        return segment_steps(image, model, Options(**settings, **more), should_stop=stop)
+
+    stopped = False
+
+    def stop() -> bool:
+        return stopped
+
+    abandoned = steps()
+    next(abandoned)
+    next(abandoned)
+    abandoned.close()
+    assert not kept._kept
+    for keep_finished in (False, True):
+        stopped, run = False, steps(keep_finished=keep_finished)
+        next(run)
+        assert next(run).done == 1
+        stopped = True
+        if keep_finished:
+            assert not walk(run).report.complete
+        else:
+            with pytest.raises(Cancelled):
+                walk(run)
+        assert not kept._kept
+    stopped = False
+    walk(steps())
+    assert len(kept._kept) == 1
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_runs_at_once_do_not_share(
+    engine: str, built: list[str], image: NDArray[np.uint8]
+) -> None:
+    pytest.importorskip(engine)
+    model = random_model()
+    options = Options(tile_size=44, engine=engine, precision="float32", output="classes")
+    images = image, image[::-1].copy()
+    wanted = [segment(one, model, options).labels for one in images]
+    assert len(built) == 1
+    runs = [segment_steps(one, model, options) for one in images]
+    found: list[Any] = [None, None]
+    while any(one is None for one in found):
+        for place, run in enumerate(runs):
+            try:
+                if found[place] is None:
+                    next(run)
+            except StopIteration as stop:
+                found[place] = stop.value.labels
+    assert len(built) == 2
+    assert all(map(np.array_equal, found, wanted))
+    assert len(kept._kept) == 1
+
+
+class Held:
+    """A predictor that holds so many bytes."""
+
+    def __init__(self, held: int) -> None:
+        self.held = held
+
+
+def test_no_more_is_kept_than_may_be_and_the_last_stays() -> None:
+    networks = [random_model().network for _ in range(4)]
+    keys = [kept.key_of(network, CPU) for network in networks]
+    for key, held in zip(keys, (40, 50, 30, 20), strict=True):
+        kept.keep(key, Held(held), 100)  # type: ignore[arg-type]
+    assert list(kept._kept) == keys[1:]
+    assert kept.take(keys[0]) is None
+    found = kept.take(keys[1])
+    assert found is not None
+    assert found.held == 50
+    kept.keep(keys[1], found, 100)
+    kept.keep(keys[0], Held(30), 100)  # type: ignore[arg-type]
+    assert list(kept._kept) == [keys[3], keys[1], keys[0]]
+    kept.keep(keys[2], Held(101), 100)  # type: ignore[arg-type]
+    assert not kept._kept
+
+
+def test_maps_that_are_much_go_back_and_the_rest_is_told() -> None:
+    pytest.importorskip("openvino")
+    from napari_unet.footprint import footprint
+    from napari_unet.predictors.lean import LeanUNet
+    from napari_unet.predictors.openvino_predictor import OpenVinoPredictor
+
+    model = random_model(widths=(16, 32))
+    predictor = OpenVinoPredictor(LeanUNet(model.network))
+    predictor.rest(1 << 40)
+    assert predictor.held == 0
+    shape = (508, 508)
+    pixels = np.zeros((1, 1, *shape), np.float32)
+    cost = footprint(model.config, shape, predictor="openvino")
+    assert 20 << 20 < cost.peak < 1 << 30
+    before = _own()
+    wanted = predictor.start(pixels).result(None)
+    for most, held in ((cost.peak, cost.peak), (cost.peak - 1, cost.weights)):
+        predictor.rest(most)
+        predictor.prepare(1, shape)  # waits for the memory to be back
+        assert predictor.held == held
+    if before:
+        assert _own() - before < 0.5 * cost.peak
+    assert np.array_equal(predictor.start(pixels).result(None), wanted)
+
+
+def _own() -> int:
+    """Memory of this process, in bytes; 0 where the system does not tell."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
+
+
+_TWICE = """
+import os, sys
+import numpy as np
+from napari_unet import segment
+from napari_unet.checkpoint import load_model
+from napari_unet.predictors import kept
+
+model, image = load_model("nuclei"), np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)
+for engine in sys.argv[1:]:
+    segment(image, model, engine=engine)
+assert len(kept._kept) == len(sys.argv) - 1
+if hasattr(os, "fork"):
+    child = os.fork()
+    if not child:
+        os._exit(len(kept._kept))
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_child_takes_nothing_over_and_the_end_of_the_program_is_clean() -> None:
+    engines = [engine for engine in ENGINES if importlib.util.find_spec(engine)]
+    # Python warns of forks beside threads, which is what is tried here.
+    command = [sys.executable, "-W", "ignore", "-c", _TWICE, *engines]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stderr) == (0, "")
