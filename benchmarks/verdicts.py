@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 __all__ = ["costs", "verdicts"]
@@ -24,6 +25,8 @@ _KEPT = (
     ("product float32", "openvino float32", 0.95),
     ("product auto", "openvino auto", 0.95),
 )
+# The next image with the same model, and the first.
+_TIMES = {"median": "", "first_median": ", first image"}
 # The network alone, on a GPU.
 _BARE = ("network auto",)
 _FLAT = 1.1
@@ -41,12 +44,12 @@ def verdicts(rows: Sequence[Row], device: str = "cpu") -> list[Verdict]:
     return [*found, *_gpu(rows)] if device.startswith("cuda") else found
 
 
-def costs(rows: Sequence[Row], network: str) -> dict[str, dict[float, float]]:
+def costs(rows: Sequence[Row], network: str, time: str = "median") -> dict[str, dict[float, float]]:
     """Microseconds per pixel of each way, by the image's side."""
     found: dict[str, dict[float, float]] = defaultdict(dict)
     for part in ("large", "ways"):  # side by side with others counts more than alone
         for row in _of(rows, part, network):
-            found[row["way"]][row["size"]] = 1 / row["megapixels_per_second"]
+            found[row["way"]][row["size"]] = row.get(time, row["median"]) / row["size"] ** 2 * 1e6
     return found
 
 
@@ -77,19 +80,22 @@ def _speed(rows: Sequence[Row]) -> Iterator[Verdict]:
             for way, other, bound in must:
                 if way not in ways or other not in ways:
                     continue
-                times = ways[other]["median"] / ways[way]["median"]
-                if other.startswith("openvino"):
-                    times *= ways[way]["flops"] / ways[other]["flops"]
-                yield _at_least(f"{network}, {size} px: {way}, times {other}", times, bound)
+                for time, words in _TIMES.items():
+                    if time in ways[way]:
+                        times = ways[other].get(time, ways[other]["median"]) / ways[way][time]
+                        if other.startswith("openvino"):
+                            times *= ways[way]["flops"] / ways[other]["flops"]
+                        what = f"{network}, {size} px: {way}{words}, times {other}"
+                        yield _at_least(what, times, bound)
 
 
 def _flat(rows: Sequence[Row]) -> Iterator[Verdict]:
     """Cost per pixel, whatever the image's size."""
-    for network in _networks(rows):
-        for way, by_size in costs(rows, network).items():
+    for network, (time, words) in product(_networks(rows), _TIMES.items()):
+        for way, by_size in costs(rows, network, time).items():
             large = [cost for size, cost in by_size.items() if size >= _FROM]
             if way.startswith("product") and len(large) > 1:
-                what = f"{network}: {way}, dearest size over cheapest, per pixel"
+                what = f"{network}: {way}{words}, dearest size over cheapest, per pixel"
                 yield _at_most(what, max(large) / min(large), _FLAT)
 
 

@@ -29,7 +29,7 @@ from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.prepared import Prepared
 from napari_unet.segmentation import Progress, segment_steps
 
-__all__ = ["BARE", "ONLY_GPU", "WAYS", "Outcome", "network_of", "run_way"]
+__all__ = ["BARE", "ONLY_GPU", "WAYS", "Outcome", "is_own", "network_of", "run_way"]
 
 ROI, OVERLAP = 512, 0.25
 
@@ -294,6 +294,11 @@ WAYS: dict[str, Callable[..., Outcome]] = {
     "instances float32": _product(precision="float32", output="instances"),
     "instances auto": _product(precision="auto", output="instances"),
 }
+
+
+def is_own(way: str) -> bool:
+    """Whether a way is of this package, which keeps a network ready for the next image."""
+    return way.startswith(("product", "whole product", "instances"))
 
 
 def run_way(name: str, image: Any, model: Model, device: str, memory: int | None) -> Outcome:
