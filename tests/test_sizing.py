@@ -98,6 +98,17 @@ def test_a_budget_of_its_own_is_a_share_of_what_is_free() -> None:
     devices._learned.clear()
 
 
+def test_the_next_image_gets_the_same_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for free in (int(22.3e9), int(22.3e9) + (20 << 20), int(21.9e9), int(16e9)):
+        monkeypatch.setattr(devices, "free_memory", lambda _, free=free: free)
+        found.append(memory_budget(CPU))
+        assert free / 2 * 0.88 < found[-1] <= free / 2
+    assert found[0] == found[1] == found[2] > found[3]
+    # What a person asks for is what they get.
+    assert memory_budget(CPU, 1_234_567_891) == 1_234_567_891
+
+
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """No measurement yet, and none that lasts."""

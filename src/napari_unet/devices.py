@@ -198,5 +198,11 @@ def memory_budget(device: torch.device, wanted: int | None = None) -> int:
         What the person allows; a safe share of what is free if left out.
     """
     share = _SHARE_OF_GPU if device.type == "cuda" else _SHARE
-    budget = int(free_memory(device) * share) if wanted is None else wanted
+    budget = _rounded(int(free_memory(device) * share)) if wanted is None else wanted
     return min(budget, _learned.get(str(device), budget))
+
+
+def _rounded(size: int) -> int:
+    """Leave off what changes at every moment: the next image gets the same tiles."""
+    unit = 1 << max(size.bit_length() - 4, 0)
+    return size // unit * unit

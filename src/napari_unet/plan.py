@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -33,6 +33,9 @@ _GPU_PIXELS = 1 << 18
 # Larger tiles save a GPU little arithmetic, but reading the first and writing the last, which
 # nothing runs beside, takes longer. No map may have more elements than cuDNN counts in 32 bits.
 _GPU_TILE, _GPU_ELEMENTS = 1 << 23, (1 << 31) - 1
+
+# The same for the next image of the same size.
+_choose_tile = lru_cache(maxsize=64)(choose_tile)
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,7 @@ def _tiles(
         budget -= min(_held_beside(config, extent), budget // 2)
 
     def operations(engine: str, half: bool) -> float:
-        tile = choose_tile(config, extent, budget, engine=engine, half=half)
+        tile = _choose_tile(config, extent, budget, engine=engine, half=half)
         return float(frames * tile.flops)
 
     way = choose_engine(config, operations, device, options.engine, options.precision)
@@ -259,7 +262,7 @@ def _tiles(
         plan = plan_tiles(grid.network, geometry, options.tile_size, region)
     else:
         most = min(_GPU_TILE, _GPU_ELEMENTS // max((config.widths[0], *config.up_widths[:1])))
-        found = choose_tile(
+        found = _choose_tile(
             config,
             extent,
             budget,

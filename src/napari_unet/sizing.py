@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import ceil, prod
 from operator import itemgetter
@@ -81,8 +82,7 @@ def choose_tile(
     """
     found: list[tuple[float, int, Sizing, int]] = []
     most = most or _MOST.get(engine)
-    # Of two that read as much, the one with more rows stays the first.
-    for read, calls, shape in sorted(_tilings(config, extent), key=itemgetter(0)):
+    for read, calls, shape in _tilings(config, tuple(extent)):
         if found and read > _TOO_MUCH * found[0][3]:
             break
         if most is not None and prod(shape) > most:
@@ -103,12 +103,16 @@ def choose_tile(
     return _smallest(config, extent, budget, engine, half)
 
 
-def _tilings(config: UNetConfig, extent: Sequence[int]) -> Iterator[tuple[int, int, Shape]]:
+@lru_cache(maxsize=16)  # the same for each engine and precision, and for the next image
+def _tilings(config: UNetConfig, extent: Shape) -> tuple[tuple[int, int, Shape], ...]:
     """Pixels that all tiles read, how many tiles there are, and the shape of one."""
+    found = []
     for steps in product(*map(_steps, config.geometry.axes, extent)):
         shape = config.geometry.size_for(steps)
         calls = _calls(extent, steps)
-        yield calls * prod(shape), calls, shape
+        found.append((calls * prod(shape), calls, shape))
+    # Of two that read as much, the one with more rows stays the first.
+    return tuple(sorted(found, key=itemgetter(0)))
 
 
 def _calls(extent: Sequence[int], steps: Sequence[int]) -> int:
