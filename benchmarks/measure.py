@@ -114,10 +114,18 @@ def _status() -> dict[str, int]:
 
 
 def peak_in_subprocess(
-    way: str, network: str, path: Path, device: str, memory: int | None, threads: int
+    way: str,
+    network: str,
+    path: Path,
+    device: str,
+    memory: int | None,
+    threads: int,
+    *,
+    runs: int = 1,
 ) -> dict[str, Any]:
-    """Run one way once in a process of its own, and return its peaks, time and details."""
+    """Run one way in a process of its own, and return its peaks, time and details."""
     arguments = {
+        "runs": runs,
         "way": way,
         "network": network,
         "path": str(path),
@@ -139,7 +147,7 @@ def _main() -> None:
     import time
 
     import torch
-    from ways import is_own, network_of, run_way
+    from ways import network_of, run_way
 
     from napari_unet.files import read_image
     from napari_unet.predictors import kept
@@ -159,7 +167,7 @@ def _main() -> None:
         base = torch.cuda.memory_reserved()
     times = []
     with Peak() as peak:
-        for _ in range(1 + is_own(given["way"])):  # what one leaves ready is the next one's, too
+        for _ in range(given["runs"]):  # what one leaves ready takes memory in the next
             start = time.perf_counter()
             outcome = run_way(given["way"], image, model, given["device"], given["memory"])
             times.append(time.perf_counter() - start)
