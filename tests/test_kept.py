@@ -16,10 +16,11 @@ import torch
 from networks import random_model
 from numpy.typing import NDArray
 
-from napari_unet import Options, segment
+from napari_unet import Options, devices, segment
 from napari_unet.checkpoint import Model
 from napari_unet.errors import Cancelled
 from napari_unet.predictors import kept
+from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.prepared import Prepared, Runtime
 from napari_unet.segmentation import segment_steps
 from napari_unet.steps import walk
@@ -172,6 +173,29 @@ def test_two_runs_at_once_do_not_share(
     assert len(built) == 2
     assert all(map(np.array_equal, found, wanted))
     assert len(kept._kept) == 1
+
+
+def test_when_memory_runs_out_nothing_is_kept_for_others(
+    image: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = random_model(), random_model()
+    wanted = probabilities(image, model, engine="torch")
+    probabilities(image, other, engine="torch")
+    there: list[int] = []
+    forward = TorchPredictor.forward
+
+    def fails_once(self: TorchPredictor, *given: Any) -> Any:
+        there.append(len(kept._kept))
+        if len(there) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, *given)
+
+    monkeypatch.setattr(TorchPredictor, "forward", fails_once)
+    monkeypatch.setattr(devices, "_learned", {})
+    found = probabilities(image, model, engine="torch")
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert len(there) > 1
+    assert there == [1, *[0] * (len(there) - 1)]
 
 
 class Held:

@@ -200,6 +200,7 @@ class Prepared:
         """
         runtime, size = self.runtime, _by(plan.divided(plan.region, step).tile_shape)
         failed = f"Memory ran out on {_named(runtime.device)} with tiles of {size} px"
+        kept.clear()
         if runtime.device.type == "cuda":
             torch.cuda.empty_cache()
         smaller = _halved(step, plan.stride)
