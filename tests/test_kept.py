@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -199,10 +200,15 @@ def test_when_memory_runs_out_nothing_is_kept_for_others(
 
 
 class Held:
-    """A predictor that holds so many bytes."""
+    """A predictor that holds so many bytes, most of them for the next tile."""
 
     def __init__(self, held: int) -> None:
-        self.held = held
+        self.held, self.rested = held, threading.Event()
+
+    def rest(self, most: int = 0) -> None:
+        assert most == 0
+        self.held = 1
+        self.rested.set()
 
 
 def test_no_more_is_kept_than_may_be_and_the_last_stays() -> None:
@@ -211,15 +217,55 @@ def test_no_more_is_kept_than_may_be_and_the_last_stays() -> None:
     for key, held in zip(keys, (40, 50, 30, 20), strict=True):
         kept.keep(key, Held(held), 100)  # type: ignore[arg-type]
     assert list(kept._kept) == keys[1:]
-    assert kept.take(keys[0]) is None
     found = kept.take(keys[1])
     assert found is not None
-    assert found.held == 50
     kept.keep(keys[1], found, 100)
     kept.keep(keys[0], Held(30), 100)  # type: ignore[arg-type]
     assert list(kept._kept) == [keys[3], keys[1], keys[0]]
     kept.keep(keys[2], Held(101), 100)  # type: ignore[arg-type]
     assert not kept._kept
+
+
+def test_memory_for_the_next_tile_goes_back_to_another_network() -> None:
+    networks = [random_model().network for _ in range(3)]
+    keys = [kept.key_of(network, CPU) for network in networks]
+    ready = [Held(30), Held(40)]
+    for key, one in zip(keys, ready, strict=False):
+        kept.keep(key, one, 100)  # type: ignore[arg-type]
+    assert kept.take(keys[0]) is ready[0]
+    assert [one.held for one in ready] == [30, 40]
+    assert kept.take(keys[2]) is None
+    assert [one.held for one in ready] == [30, 1]
+    assert list(kept._kept) == [keys[1]]
+
+
+def test_memory_for_the_next_tile_goes_back_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [random_model().network for _ in range(2)]
+    keys = [kept.key_of(network, CPU) for network in networks]
+    monkeypatch.setattr(kept, "_MINUTE", 3600)
+    first, second = Held(30), Held(40)
+    kept.keep(keys[0], first, 100)  # type: ignore[arg-type]
+    waiting = kept._lull
+    monkeypatch.setattr(kept, "_MINUTE", 0.01)
+    kept.keep(keys[1], second, 100)  # type: ignore[arg-type]
+    assert waiting is not None
+    waiting.join(10)
+    assert not waiting.is_alive()  # one wait at a time, from the last run on
+    assert first.rested.wait(10)
+    assert second.rested.wait(10)
+    assert kept._lull is not None
+    kept._lull.join(10)
+    assert list(kept._kept) == keys
+
+
+def test_a_share_of_what_is_free_stays_and_no_more_than_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "free_memory", lambda _: 8 << 30)
+    assert devices.idle_memory() == devices.idle_memory(objects=True) == 1 << 30
+    assert devices.idle_memory(600 << 20) == 600 << 20
+    assert devices.idle_memory(600 << 20, objects=True) == 200 << 20
+    assert devices.idle_memory(6 << 30, objects=True) == 1 << 30
 
 
 def test_maps_that_are_much_go_back_and_the_rest_is_told() -> None:

@@ -140,16 +140,18 @@ def free_memory(device: torch.device) -> int:
     return min(_system_memory(), _container_memory())
 
 
-def idle_memory(wanted: int | None = None) -> int:
+def idle_memory(wanted: int | None = None, *, objects: bool = False) -> int:
     """Bytes of RAM that may stay taken from one segmentation to the next.
 
     Parameters
     ----------
     wanted : int, optional
-        What the person allows for one: what finds objects then has the rest of it.
+        What the person allows for one.
+    objects : bool
+        Whether objects are found after the network: they have the rest of it.
     """
-    share = min(free_memory(torch.device("cpu")) // 16, 1 << 30)
-    return share if wanted is None else min(share, wanted // 3)
+    share = free_memory(torch.device("cpu")) // 8
+    return share if wanted is None else min(share, wanted // 3 if objects else wanted)
 
 
 def _system_memory() -> int:

@@ -230,7 +230,7 @@ def segment_steps(
     loaded = load_model(model)
     job = plan_job(image, loaded, options or Options())
     wanted = classes(job.options.threshold) if job.only_classes else probabilities
-    idle = idle_memory(job.options.memory)
+    idle = idle_memory(job.options.memory, objects=not job.only_classes)
     network = Prepared(loaded.network, job.runtime, wanted, idle=idle)
     # Pages of zeros cost nothing until a frame is written.
     shape = job.region_shape

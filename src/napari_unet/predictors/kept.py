@@ -3,7 +3,8 @@
 Compiling takes a twentieth of a second for a small network and a quarter of one for the paper's;
 memory for the maps, had anew, as long again: more than a quarter of what an image of a megapixel
 takes. Of what is held between runs what was used last stays, and nothing of a network that is gone
-or has learned something since.
+or has learned something since. The maps' memory goes back when another network runs, or after
+a minute.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import weakref
 from collections.abc import Hashable
 from dataclasses import dataclass
+from threading import Timer
 from typing import Any
 
 import torch
@@ -46,6 +48,8 @@ class Key:
 
 
 _kept: dict[Key, Predictor] = {}  # the one used last comes last
+_MINUTE = 60.0  # s
+_lull: Timer | None = None
 
 
 def key_of(network: nn.Module, way: Hashable) -> Key:
@@ -56,11 +60,15 @@ def key_of(network: nn.Module, way: Hashable) -> Key:
 
 def take(key: Key) -> Predictor | None:
     """Hand over what was kept, for one run at a time; None where nothing was."""
-    return _kept.pop(key, None)
+    found = _kept.pop(key, None)
+    if found is None:
+        _rest()  # the memory is another's now
+    return found
 
 
 def keep(key: Key, predictor: Predictor, most: int) -> None:
     """Keep a predictor that rests, as long as all together hold no more than `most` bytes."""
+    global _lull
     for other in list(_kept):  # of the same network, before it learned
         if other.network == key.network and other.weights != key.weights:
             _kept.pop(other, None)
@@ -68,11 +76,25 @@ def keep(key: Key, predictor: Predictor, most: int) -> None:
     _kept[key] = predictor
     while sum(one.held for one in list(_kept.values())) > most:
         _kept.pop(next(iter(_kept)), None)
+    if _lull is not None:
+        _lull.cancel()
+    _lull = Timer(_MINUTE, _rest)
+    _lull.daemon = True
+    _lull.start()
 
 
 def clear() -> None:
     """Let go of everything."""
     _kept.clear()
+
+
+def _rest() -> None:
+    """Give back what only the next tile has a use for, as there was none for a while."""
+    for key in list(_kept):
+        predictor = _kept.pop(key, None)  # no run begins with it meanwhile
+        if predictor is not None:
+            predictor.rest()
+            _kept.setdefault(key, predictor)
 
 
 def _sum(tensor: torch.Tensor) -> int:
@@ -90,8 +112,10 @@ def _forget(network: weakref.ref[Any]) -> None:
 
 def _after_fork() -> None:
     """Take nothing over from the parent: its threads are not here, not even to end them."""
+    global _lull
     _orphans.extend(_kept.values())
     _kept.clear()
+    _lull = None
 
 
 _orphans: list[Predictor] = []

@@ -96,8 +96,9 @@ class OpenVinoPredictor:
         if self._releasing is not None:  # whoever else waits for it, too
             self._releasing.join()
             self._releasing = None
-        while _ending:  # one tile's memory at a time
-            _ending.pop().join(_LAST_LAYER)
+        with suppress(IndexError):  # one tile's memory at a time
+            while True:
+                _ending.pop().join(_LAST_LAYER)
         if wanted != self._shape:
             try:
                 self._compile(wanted)

@@ -56,6 +56,7 @@ class TorchPredictor:
         # One is computed, one is there already: the GPU never waits for Python to write.
         self.ahead = QUEUED if device.type == "cuda" else 0
         self._staging = _Staging(device) if self.ahead else None
+        self._resting = True
 
     def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
         """Nothing depends on the tile."""
@@ -66,12 +67,14 @@ class TorchPredictor:
             return _OnGpu(self, self._staging, pixels)
         if self.device.type == "cpu":
             _keep(SMALL, KEPT)
+            self._resting = False
         return _OnDemand(self, pixels)
 
     def rest(self, most: int = 0) -> None:
         """Leave the C library to others as they know it: training would be a tenth slower."""
-        if self.device.type == "cpu":
+        if not self._resting:  # another may compute by now
             _keep(*_USUAL)
+            self._resting = True
 
     @property
     def held(self) -> int:
