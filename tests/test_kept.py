@@ -18,7 +18,7 @@ from networks import random_model
 from numpy.typing import NDArray
 
 from napari_unet import Options, devices, segment
-from napari_unet.checkpoint import Model
+from napari_unet.checkpoint import Model, load_again, load_model, save_model
 from napari_unet.errors import Cancelled
 from napari_unet.predictors import kept
 from napari_unet.predictors.torch_predictor import TorchPredictor
@@ -56,7 +56,7 @@ def image() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 255, (90, 120), np.uint8)
 
 
-def probabilities(image: NDArray[Any], model: Model, **more: Any) -> NDArray[np.float32]:
+def probabilities(image: NDArray[Any], model: Model | Path, **more: Any) -> NDArray[np.float32]:
     found = segment(image, model, output="probabilities", precision="float32", **more)
     assert found.probabilities is not None
     return found.probabilities
@@ -78,6 +78,24 @@ def test_a_second_run_finds_the_network_ready(
     kept.clear()
     assert np.array_equal(other, probabilities(image[:50].copy(), model, engine=engine))
     assert built == [engine] * 2
+
+
+def test_a_file_that_was_not_written_since_is_the_same_model(
+    built: list[str], image: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    path, models = tmp_path / "a.safetensors", [random_model(0), random_model(1)]
+    wanted = [probabilities(image, model, engine="torch") for model in models]
+    built.clear()
+    for turn, (model, found) in enumerate(zip(models, wanted, strict=True)):
+        save_model(path, model.network, model.card)
+        for _ in range(2):
+            assert np.array_equal(probabilities(image, path, engine="torch"), found)
+        assert built == ["torch"] * (turn + 1)
+    # Nobody else gets the network of these runs.
+    assert load_model(path).network is not load_model(path).network
+    assert load_again(path) is load_again(path)
+    assert load_model(path).network is not load_again(path).network
+    assert load_again(models[0]) is models[0]
 
 
 def in_place(parameter: torch.nn.Parameter) -> None:

@@ -19,6 +19,7 @@ import importlib.resources
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from math import prod
 from pathlib import Path
@@ -45,6 +46,7 @@ __all__ = [
     "file_sha256",
     "find_checkpoint",
     "is_native",
+    "load_again",
     "load_model",
     "read_card",
     "save_model",
@@ -225,6 +227,31 @@ def load_model(
         network = UNet(card.config)
     network.load_state_dict(weights, assign=True)
     return Model(card, network.eval(), path, file_sha256(path), origin)
+
+
+def load_again(name: str | os.PathLike[str] | Model) -> Model:
+    """Load a checkpoint, or return what was loaded of the same file last, if it is native.
+
+    A network is made ready for a run faster than for the first (`predictors.kept`) only where it is
+    the very same. So whoever calls this leaves it as it is.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_model` does.
+    """
+    if isinstance(name, Model):
+        return name
+    path = find_checkpoint(name)
+    if not is_native(path):  # which may be more than one file
+        return load_model(path)
+    found = path.stat()
+    return _loaded(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _loaded(path: Path, _version: tuple[int, ...]) -> Model:
+    return load_model(path)
 
 
 def file_sha256(path: Path) -> str:

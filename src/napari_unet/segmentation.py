@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from napari_unet.answers import classes, probabilities
 from napari_unet.assembly import Assembly, classes_of
-from napari_unet.checkpoint import Model, load_model
+from napari_unet.checkpoint import Model, load_again
 from napari_unet.devices import idle_memory
 from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled, ImageError
@@ -227,7 +227,7 @@ def segment_steps(
         If `should_stop` said yes and ``options.keep_finished`` is off, or nothing was finished.
     """
     started = time.perf_counter()
-    loaded = load_model(model)
+    loaded = load_again(model)
     job = plan_job(image, loaded, options or Options())
     wanted = classes(job.options.threshold) if job.only_classes else probabilities
     idle = idle_memory(job.options.memory, objects=not job.only_classes)
