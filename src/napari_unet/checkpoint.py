@@ -232,8 +232,8 @@ def load_model(
 def load_again(name: str | os.PathLike[str] | Model) -> Model:
     """Load a checkpoint, or return what was loaded of the same file last, if it is native.
 
-    A network is made ready for a run faster than for the first (`predictors.kept`) only where it is
-    the very same. So whoever calls this leaves it as it is.
+    A second run finds only the very same network ready (`predictors.kept`). Whoever calls this
+    leaves it as it is.
 
     Raises
     ------
