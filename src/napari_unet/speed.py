@@ -16,7 +16,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -38,7 +38,7 @@ from napari_unet.predictors.ncnn_predictor import have_ncnn, suits_ncnn
 from napari_unet.predictors.openvino_predictor import have_openvino
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
-__all__ = ["Way", "choose_engine", "is_known", "operations_per_second"]
+__all__ = ["Way", "choose_engine", "operations_per_second"]
 
 # Of a GPU nothing is measured: operations a second of each multiprocessor, in half precision and
 # in float32, and of a GPU that does not tell how many it has.
@@ -120,23 +120,24 @@ def choose_engine(
     halves = [False, True] if precision == "auto" else [dtype != torch.float32]
     ways = [(one, half) for one in engines for half in halves if not (one == "ncnn" and half)]
     wide, work = _is_wide(config), operations(*ways[0])
-    name, half = ways[0]
-    known = work >= _SHORT or all(is_known(*way, wide) for way in ways)
-    if work >= _TINY and not known:
-        name, half = next((way for way in ways if way[0] == "openvino"), ways[0])
-    elif work >= _TINY and len(ways) > 1:
-        # Precision is given up only for a gain that is felt.
-        worth = {False: 1.0, True: _WORTH if precision == "auto" else 1.0}
+    if work < _TINY:
+        return _way(*ways[0])
+    if work < _SHORT and not is_known(ways, wide):
+        return _way(*next((way for way in ways if way[0] == "openvino"), ways[0]))
+    # Precision is given up only for a gain that is felt.
+    worth = {False: 1.0, True: _WORTH if precision == "auto" else 1.0}
 
-        def seconds(way: tuple[str, bool]) -> float:
-            rate = operations_per_second(way[0], half=way[1], wide=wide)
-            return worth[way[1]] * operations(*way) / rate if rate else float("inf")
+    def seconds(way: tuple[str, bool]) -> float:
+        rate = operations_per_second(way[0], half=way[1], wide=wide)
+        return worth[way[1]] * operations(*way) / rate if rate else float("inf")
 
-        name, half = min(ways, key=seconds)
-    found = Way(name, torch.bfloat16 if half else torch.float32)
-    if work < _TINY or not known:
-        return found
-    return replace(found, speed=operations_per_second(name, half=half, wide=wide) or 1e9)
+    name, half = min(ways, key=seconds)
+    speed = operations_per_second(name, half=half, wide=wide) or 1e9
+    return replace(_way(name, half), speed=speed)
+
+
+def _way(engine: str, half: bool) -> Way:
+    return Way(engine, torch.bfloat16 if half else torch.float32)
 
 
 def _check_engine(
@@ -207,9 +208,10 @@ def operations_per_second(engine: str, *, half: bool = False, wide: bool = False
     return found
 
 
-def is_known(engine: str, half: bool, wide: bool) -> bool:
-    """Whether that speed was measured before, on this machine."""
-    return _name(engine, half, wide) in _cached().get(_machine(), {})
+def is_known(ways: Sequence[tuple[str, bool]], wide: bool) -> bool:
+    """Whether the speed of all of them was measured before, on this machine."""
+    known = _cached().get(_machine(), {})
+    return all(_name(*way, wide) in known for way in ways)
 
 
 def _name(engine: str, half: bool, wide: bool) -> str:

@@ -89,7 +89,7 @@ def clear() -> None:
 
 
 def _rest() -> None:
-    """Give back what only the next tile has a use for, as there was none for a while."""
+    """Give back what only the next tile has a use for."""
     for key in list(_kept):
         predictor = _kept.pop(key, None)  # no run begins with it meanwhile
         if predictor is not None:
