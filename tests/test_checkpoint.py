@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import pickle
 import struct
 import subprocess
 import sys
+import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from napari_unet.checkpoint import (
     Card,
     ClassInfo,
     bundled_models,
+    file_sha256,
     load_model,
     read_card,
     save_model,
@@ -193,6 +198,51 @@ def test_files_that_are_no_checkpoints(file: Path, tmp_path: Path, kind: str, wo
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
     assert not marker.exists()
+
+
+def test_a_file_that_is_overwritten_later_leaves_what_was_loaded(file: Path) -> None:
+    state = load_model(file).network.state_dict()
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    with file.open("r+b") as opened:  # in its place, as `cp` does
+        opened.write(bytes(file.stat().st_size))
+    assert all(torch.equal(state[key], before[key]) for key in state)
+    with pytest.raises(CheckpointError):
+        load_model(file)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows lets no file be replaced that is read")
+def test_card_weights_and_hash_are_of_one_file_while_it_is_replaced(
+    file: Path, tmp_path: Path
+) -> None:
+    cards = [replace(CARD, name=name) for name in ("first", "second")]
+    files = [
+        save_model(tmp_path / card.name, random_network(CONFIG, seed), card)
+        for seed, card in enumerate(cards)
+    ]
+    facts = {
+        card.name: (file_sha256(path), random_network(CONFIG, seed).state_dict()["head.bias"])
+        for seed, (card, path) in enumerate(zip(cards, files, strict=True))
+    }
+    done = threading.Event()
+
+    def replaced() -> None:
+        for one in itertools.cycle(files):
+            (tmp_path / "next").hardlink_to(one)
+            (tmp_path / "next").replace(file)
+            if done.is_set():
+                break
+
+    thread = threading.Thread(target=replaced)
+    thread.start()
+    try:
+        for _ in range(300):
+            model = load_model(file)
+            sha256, bias = facts[model.card.name]
+            assert model.sha256 == sha256
+            assert torch.equal(model.network.state_dict()["head.bias"], bias)
+    finally:
+        done.set()
+        thread.join()
 
 
 def test_tensors_without_a_description(tmp_path: Path) -> None:

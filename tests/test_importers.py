@@ -11,6 +11,7 @@ import families
 import numpy as np
 import pytest
 import torch
+from caffe_networks import Caffe, caffemodel, random_weights, write_h5
 from networks import random_network
 from safetensors.torch import save_file
 from torch import nn
@@ -364,6 +365,27 @@ def test_segment_and_verify_say_what_they_assume(
     told = capsys.readouterr().err
     assert told.count("assumed to have: padding valid, order up-skip") == 2
     assert "normalisation" not in told
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "caffemodel", "caffemodel.h5"])
+def test_a_file_that_is_overwritten_later_leaves_what_was_loaded(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"w.{kind}"
+    net = Caffe((3, 4), channels=1)
+    judge = families.randomised(families.Jvanvugt(depth=2))
+    if kind == "safetensors":
+        save_file(judge.state_dict(), path)
+    elif kind == "pt":
+        torch.save(judge.state_dict(), path)
+    elif kind == "caffemodel":
+        path.write_bytes(caffemodel(net, random_weights(net)))
+    else:
+        write_h5(path, net, random_weights(net))
+    model = load_model(path)
+    before = {key: tensor.clone() for key, tensor in model.network.state_dict().items()}
+    with path.open("r+b") as file:  # in its place, as `cp` does
+        file.write(bytes(path.stat().st_size))
+    for key, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
 
 
 def test_a_safetensors_header_that_begins_like_a_pickle(tmp_path: Path) -> None:

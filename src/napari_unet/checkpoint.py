@@ -32,10 +32,9 @@ from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
 from napari_unet.importers import DESCRIPTIONS, Origin, import_checkpoint, is_safetensors
+from napari_unet.safetensors_file import read_whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from napari_unet.model import UNet
 
 __all__ = [
@@ -209,24 +208,16 @@ def load_model(
             raise OptionError("A model in memory says all about its network; assume nothing.")
         return name
     path = find_checkpoint(name)
-    native = is_native(path)
-    if native and assume:
-        raise OptionError(f"{path.name} says all about its network; assume nothing.")
-    origin = None
-    if native:
-        card = read_card(path)
-        weights = _native_weights(path, card)
-    else:
-        found = import_checkpoint(path, assume)
-        card, weights, origin = found.card, found.weights, found.origin
-    import torch
-
-    from napari_unet.model import UNet
-
-    with torch.device("meta"):
-        network = UNet(card.config)
-    network.load_state_dict(weights, assign=True)
-    return Model(card, network.eval(), path, file_sha256(path), origin)
+    text = _description(path)
+    if text is not None:
+        if assume:
+            raise OptionError(f"{path.name} says all about its network; assume nothing.")
+        _checked_card(path, text)  # before anything is read that its network has no use for
+        return _native(path)
+    found = import_checkpoint(path, assume)
+    network = _without_weights(found.card.config)
+    network.load_state_dict(found.weights, assign=True)
+    return Model(found.card, network, path, file_sha256(path), found.origin)
 
 
 def load_again(name: str | os.PathLike[str] | Model) -> Model:
@@ -272,19 +263,16 @@ def file_sha256(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _native_weights(path: Path, card: Card) -> dict[str, Tensor]:
-    """Tensors of a native file, float32; their names and shapes are those of its network."""
-    import torch
-    from safetensors.torch import load_file
-
-    from napari_unet.model import UNet
-
+def _native(path: Path) -> Model:
+    """Load a native file; the names and shapes of its tensors are those of its network."""
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        stored = read_whole(path)
+        text = stored.metadata[_KEY]
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(_not_a_checkpoint(path)) from error
-    with torch.device("meta"):
-        expected = UNet(card.config).state_dict()
+    card, weights = Card.from_json(text), stored.tensors
+    network = _without_weights(card.config)
+    expected = network.state_dict()
     wrong = sorted(expected.keys() ^ weights.keys()) or sorted(
         key for key, tensor in weights.items() if tensor.shape != expected[key].shape
     )
@@ -293,10 +281,22 @@ def _native_weights(path: Path, card: Card) -> dict[str, Tensor]:
             f"{path.name} does not hold the network it describes (first difference: {wrong[0]}); "
             "the file is damaged."
         )
-    return {
+    wide = {
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in weights.items()
     }
+    network.load_state_dict(wide, assign=True)
+    return Model(card, network, path, stored.sha256)
+
+
+def _without_weights(config: UNetConfig) -> UNet:
+    """Build a network that takes no memory yet, for inference."""
+    import torch
+
+    from napari_unet.model import UNet
+
+    with torch.device("meta"):
+        return UNet(config).eval()
 
 
 def save_model(

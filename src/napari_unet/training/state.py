@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from napari_unet.atomic import replacing_file
 from napari_unet.errors import CheckpointError
+from napari_unet.safetensors_file import read_whole
 
 __all__ = [
     "load_state",
@@ -72,18 +73,15 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"There is no {path} to resume from; begin again, without resuming.")
     try:
         # As a whole: a training may put the next state in its place at any moment.
-        content = path.read_bytes()
-        tensors = load(content)
-        # Its length in 8 bytes, then the header, which has been checked by now.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        document = dict(json.loads(header["__metadata__"][_KEY]))
+        stored = read_whole(path)
+        document = dict(json.loads(stored.metadata[_KEY]))
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{path} is no state of a training; delete it to begin again."
         ) from error
     if document.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is of another version; delete it to begin again.")
-    return tensors, document
+    return stored.tensors, document
 
 
 def pack_optimiser(
