@@ -104,6 +104,8 @@ class Held:
         Raised instead of the tile after the free ones.
     deaf : bool
         Whether `should_stop` is not looked at.
+    expected : float
+        Seconds that it says it will take.
     focus : tuple of slice, optional
         What the last run was asked to begin with.
     """
@@ -112,6 +114,7 @@ class Held:
     height: int = 8
     error: BaseException | None = None
     deaf: bool = False
+    expected: float = 0.0
     focus: tuple[slice, ...] | None = None
     gate: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
@@ -126,7 +129,7 @@ class Held:
     def _steps(self, image, model, options, should_stop):
         rows, columns = image.shape
         total = -(-rows // self.height)
-        yield Progress("network", 0, total, 0, 0.0)
+        yield Progress("network", 0, total, 0, 0.0, expected=self.expected)
         for done in range(total):
             if done >= self.free:
                 if self.error is not None:

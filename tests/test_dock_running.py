@@ -67,6 +67,19 @@ def test_what_is_shown(begun: UNetDock, held: Held, qtbot: Any) -> None:
     assert not [bar for bar in progress._all_instances if bar.desc.startswith("cells")]
 
 
+def test_before_the_first_tile_the_bar_only_shows_that_it_goes_on(
+    dock: UNetDock, held: Held, qtbot: Any
+) -> None:
+    held.free, held.expected = 0, 130.0
+    dock.viewer.add_image(bright_squares(), name="cells")
+    dock.controls.button.native.click()
+    words = "0 of 8 tiles, about 2 min"
+    qtbot.waitUntil(lambda: dock.controls.bar_text.text() == words, timeout=60_000)
+    assert dock.controls.bar.native.maximum() == 0
+    held.gate.set()
+    finish(dock, qtbot)
+
+
 @pytest.fixture
 def scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory runs out on tiles of more than 40 x 40 pixels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from napari_unet import devices, sizing, speed
 from napari_unet.config import UNetConfig
 from napari_unet.devices import free_memory, memory_budget
 from napari_unet.errors import OptionError
+from napari_unet.footprint import footprint
 from napari_unet.options import Options
 from napari_unet.plan import plan_job
 from napari_unet.predictors.openvino_predictor import have_openvino
@@ -231,6 +233,28 @@ def test_who_needs_less_memory_may_be_done_first(monkeypatch: pytest.MonkeyPatch
     work = {"ncnn": 3e13, "openvino": 2e13}
     way = choose_engine(UNetConfig(), lambda engine, _: work[engine], CPU, "auto", "float32")
     assert way.engine == "openvino"
+
+
+def test_how_long_a_job_takes_is_told_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(speed, "operations_per_second", lambda *_, **__: 1e9)
+    model = random_model(in_channels=1, widths=(16, 32, 64))
+    image = np.broadcast_to(np.float32(0), (3, 1500, 1400))
+    options = Options(engine="torch", precision="float32", memory=1 << 28, axes="TYX")
+    job = plan_job(image, model, options)
+    assert len(job.plan) > 1
+    by_hand = plan_job(image, model, replace(options, tile_size=540))
+    for one in (job, by_hand):
+        each = [footprint(model.config, tile.read.shape).flops for tile in one.plan]
+        assert one.expected == pytest.approx(3 * sum(each) / 1e9)
+    assert len(by_hand.plan) > len(job.plan)
+    part = plan_job(image, model, replace(options, region=np.s_[:1, :1500, :1400]))
+    assert part.expected == pytest.approx(job.expected / 3)
+    # What is over before it could be measured, or cannot be computed, is not guessed.
+    assert plan_job(image[:, :64, :64], model, options).expected == 0
+    monkeypatch.setattr(speed, "operations_per_second", lambda *_, **__: 0.0)
+    assert plan_job(image, model, options).expected == 0
 
 
 def test_more_memory_gives_ncnn_no_tile_that_is_slower() -> None:

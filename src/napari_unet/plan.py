@@ -18,6 +18,7 @@ from napari_unet.checkpoint import Model
 from napari_unet.config import UNetConfig
 from napari_unet.devices import memory_budget, resolve_device
 from napari_unet.errors import ImageError, OptionError
+from napari_unet.footprint import footprint
 from napari_unet.options import Options
 from napari_unet.prepared import Prepared, Runtime
 from napari_unet.report import Report
@@ -66,6 +67,9 @@ class Job:
         Device, precision, and who computes.
     remarks : tuple of str
         What a person should know of the plan, in words.
+    expected : float
+        Seconds that the network will take, going by what was measured; 0 where nothing was, as on
+        a GPU or for a job that is over at once.
     """
 
     data: Any
@@ -79,6 +83,7 @@ class Job:
     plan: TilePlan
     runtime: Runtime
     remarks: tuple[str, ...] = ()
+    expected: float = 0.0
 
     @property
     def n_classes(self) -> int:
@@ -236,14 +241,15 @@ def plan_job(image: Any, model: Model, options: Options) -> Job:
     spacing = options.spacing if options.rescale else None
     grid = Grid.fit(axes.spatial_shape, spacing, card.spacing)
     frames = tuple(axes.frames(region))
-    plan, runtime, remarks = _tiles(config, grid, grid.to_network(window), options, len(frames))
-    return Job(data, axes, model, options, region, frames, window, grid, plan, runtime, remarks)
+    wanted = grid.to_network(window)
+    decided = _tiles(config, grid, wanted, options, len(frames))
+    return Job(data, axes, model, options, region, frames, window, grid, *decided)
 
 
 def _tiles(
     config: UNetConfig, grid: Grid, region: Window, options: Options, frames: int
-) -> tuple[TilePlan, Runtime, tuple[str, ...]]:
-    """Decide where the network runs, in which precision, and in which tiles."""
+) -> tuple[TilePlan, Runtime, tuple[str, ...], float]:
+    """Decide where the network runs, in which precision, in which tiles, and for how long."""
     device, geometry = resolve_device(options.device), config.geometry
     origin = (a // s * s for a, s in zip(region.start, geometry.stride, strict=True))
     extent = tuple(b - a for a, b in zip(origin, region.stop, strict=True))
@@ -283,7 +289,9 @@ def _tiles(
         )
         wanted = _GPU_PIXELS // prod(plan.tile_shape)
         runtime = replace(runtime, batch=max(1, min(most, wanted, len(plan))))
-    return plan, runtime, remarks
+    tile = footprint(config, plan.tile_shape, predictor=runtime.predictor, half=runtime.half)
+    expected = frames * len(plan) * tile.flops / way.speed if way.measured else 0.0
+    return plan, runtime, remarks, expected
 
 
 def _held_beside(config: UNetConfig, extent: tuple[int, ...]) -> int:

@@ -70,6 +70,8 @@ class Progress:
         Classes, or objects of this tile alone, with ids that no other tile has.
     remarks : tuple of str
         What had to be changed so far, such as smaller tiles where memory ran out; sentences.
+    expected : float
+        Seconds that the network will take in all; 0 if nobody knows (`Job.expected`).
     """
 
     stage: str
@@ -81,6 +83,14 @@ class Progress:
     window: Window | None = None
     preview: NDArray[np.int32] | None = None
     remarks: tuple[str, ...] = ()
+    expected: float = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds for the other tiles: going by those that are done, or as expected."""
+        if self.done:
+            return self.seconds / self.done * (self.total - self.done)
+        return self.expected
 
 
 @dataclass(frozen=True)
@@ -241,7 +251,7 @@ def segment_steps(
 
     def progress(stage: str, frame: tuple[int, ...] = (), **more: Any) -> Progress:
         seconds = time.perf_counter() - started
-        more["remarks"] = (*job.remarks, *network.remarks)
+        more.update(remarks=(*job.remarks, *network.remarks), expected=job.expected)
         return Progress(stage, result.done, total, result.pixels, seconds, frame, **more)
 
     complete = True

@@ -72,12 +72,15 @@ class Way:
     dtype : torch.dtype
         In which precision.
     speed : float
-        Operations per second; a guess where nothing was measured.
+        Operations per second.
+    measured : bool
+        Whether that is more than a guess.
     """
 
     engine: str
     dtype: torch.dtype
     speed: float = 1e11
+    measured: bool = False
 
 
 def choose_engine(
@@ -132,8 +135,8 @@ def choose_engine(
         return worth[way[1]] * operations(*way) / rate if rate else float("inf")
 
     name, half = min(ways, key=seconds)
-    speed = operations_per_second(name, half=half, wide=wide) or 1e9
-    return replace(_way(name, half), speed=speed)
+    speed = operations_per_second(name, half=half, wide=wide)
+    return replace(_way(name, half), speed=speed or 1e9, measured=speed > 0)
 
 
 def _way(engine: str, half: bool) -> Way:

@@ -39,6 +39,8 @@ __all__ = [
 
 # Between two looks at the window: fast enough to look alive, seldom enough to cost nothing.
 _INTERVAL = 0.2
+# Seconds worth telling before anything is done.
+_LONG = 1.5
 # Ids that uint8 can show; more are repeated, as napari repeats its colours.
 _SHOWN_IDS = 255
 
@@ -94,6 +96,8 @@ class Update:
         Finished.
     stage : {"network", "objects"}
         What is being done.
+    left : float
+        Seconds until the last tile is done; 0 if nobody knows.
     remarks : tuple of str
         What had to be changed so far; sentences.
     """
@@ -104,10 +108,14 @@ class Update:
     seconds: float
     pixels: int
     stage: str
+    left: float = 0.0
     remarks: tuple[str, ...] = ()
 
     def in_words(self) -> str:
-        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark."""
+        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark.
+
+        Before the first tile: ``0 of 20 tiles, about 8 s``.
+        """
         return "\n".join((self._progress(), *self.remarks[-1:]))
 
     def _progress(self) -> str:
@@ -115,10 +123,9 @@ class Update:
             return "finding the objects"
         tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
         if not self.done or not self.seconds:
-            return tiles
-        left = self.seconds / self.done * (self.total - self.done)
+            return f"{tiles}, about {duration(self.left)}" if self.left > _LONG else tiles
         rate = self.pixels / self.seconds / 1e6
-        return f"{tiles}, {duration(left)} left, {rate:.2g} MPx/s"
+        return f"{tiles}, {duration(self.left)} left, {rate:.2g} MPx/s"
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,14 @@ def _show(
                 continue  # a glance, too: it comes while `done` is still 0
             shown = now
             yield Update(
-                tuple(parts), step.done, step.total, step.seconds, step.pixels, stage, step.remarks
+                tuple(parts),
+                step.done,
+                step.total,
+                step.seconds,
+                step.pixels,
+                stage,
+                step.left,
+                step.remarks,
             )
             parts.clear()
     finally:

@@ -188,7 +188,8 @@ class Session(QObject):
             # By now torch has been imported.
             gc.freeze()
         self._last = update
-        self._show(update.done, update.total, update.in_words())
+        # Until the first tile is done, which may take long, the bar only shows that it goes on.
+        self._show(update.done, update.total if update.done else 0, update.in_words())
         if update.parts and self._preview is not None:
             self._preview.update(update.parts)
         # Last: napari lets the event loop run in here.

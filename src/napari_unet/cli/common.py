@@ -284,9 +284,10 @@ class Bar:
         filled = 24 * done // max(total, 1)
         parts = [f"{done} of {total} tiles"]
         if done:
-            left = progress.seconds / done * (total - done)
             speed = progress.pixels / 1e6 / max(progress.seconds, 1e-9)
-            parts += [f"{left:.0f} s left", f"{speed:.2g} MPx/s"]
+            parts += [f"{progress.left:.0f} s left", f"{speed:.2g} MPx/s"]
+        elif progress.left > 1:
+            parts.append(f"about {progress.left:.0f} s")
         if progress.stage == "objects":
             parts = ["finding objects"]
         self.say(f"{self.name}  [{'#' * filled}{'-' * (24 - filled)}]  {', '.join(parts)}")
