@@ -129,7 +129,7 @@ class Held:
     def _steps(self, image, model, options, should_stop):
         rows, columns = image.shape
         total = -(-rows // self.height)
-        yield Progress("network", 0, total, 0, 0.0, expected=self.expected)
+        yield Progress("network", 0, total, 0, 0.0, left=self.expected)
         for done in range(total):
             if done >= self.free:
                 if self.error is not None:
@@ -144,7 +144,7 @@ class Held:
             labels = (image[window.slices] > 0.5).astype(np.int32) * (done + 1)
             yield Progress(
                 "network", done + 1, total, (done + 1) * self.height * columns, done + 1.0,
-                window=window, preview=labels,
+                window=window, preview=labels, left=total - done - 1.0,
             )  # fmt: skip
         yield Progress("objects", total, total, image.size, 1.0)
         return self._result(image, model, options, total)

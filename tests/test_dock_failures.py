@@ -265,7 +265,7 @@ def test_an_error_that_superqt_swallows(
     assert dock.controls.button.text == "Segment"
 
 
-@pytest.mark.parametrize("step", ["Preview", "Session._open_activity", "Preview.become"])
+@pytest.mark.parametrize("step", ["Preview", "Run.start", "Preview.become"])
 def test_a_step_in_the_window_that_goes_wrong(
     dock: UNetDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

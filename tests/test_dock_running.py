@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("napari")
 
@@ -22,11 +24,11 @@ from dock_support import (
     notified,
 )  # fmt: skip
 from napari.layers import Labels
-from napari.utils.progress import progress
 from qtpy.QtCore import Qt, QTimer
 
 from napari_unet import devices
 from napari_unet._napari.dock import UNetDock
+from napari_unet._napari.progress import Update
 from napari_unet._napari.results import METADATA_KEY
 from napari_unet.predictors.torch_predictor import TorchPredictor
 
@@ -46,6 +48,11 @@ def begun(dock: UNetDock, held: Held, qtbot: Any) -> UNetDock:
     return dock
 
 
+def share_of(dock: UNetDock) -> float:
+    bar = dock.controls.bar.native
+    return float(bar.value() / bar.maximum())
+
+
 def labels_of(dock: UNetDock) -> list[Labels]:
     return [layer for layer in dock.viewer.layers if isinstance(layer, Labels)]
 
@@ -56,28 +63,46 @@ def test_what_is_shown(begun: UNetDock, held: Held, qtbot: Any) -> None:
     assert controls.button.native.isEnabled()
     assert not controls.form.isEnabled()
     assert controls.bar_text.text() == "1 of 8 tiles, 7 s left, 0.00077 MPx/s"
-    assert (controls.bar.native.value(), controls.bar.native.maximum()) == (1, 8)
-    bars = [bar for bar in progress._all_instances if bar.desc.startswith("cells bright")]
-    assert [(bar.n, bar.total) for bar in bars] == [(1, 8)]
+    assert 1 / 8 <= share_of(begun) < 2 / 8
+    # By now the next tile should be on its way, and then soon done; more is not claimed.
+    qtbot.waitUntil(lambda: "6 s left" in controls.bar_text.text(), timeout=5_000)
+    assert 1.5 / 8 < share_of(begun) < 2 / 8
     held.gate.set()
     finish(begun, qtbot)
     assert controls.button.text == "Segment"
     assert controls.form.isEnabled()
     assert controls.bar.native.isHidden()
-    assert not [bar for bar in progress._all_instances if bar.desc.startswith("cells")]
 
 
-def test_before_the_first_tile_the_bar_only_shows_that_it_goes_on(
+def test_before_the_first_tile_the_time_is_told_as_expected(
     dock: UNetDock, held: Held, qtbot: Any
 ) -> None:
-    held.free, held.expected = 0, 130.0
+    held.free, held.expected = 0, 9.0
     dock.viewer.add_image(bright_squares(), name="cells")
     dock.controls.button.native.click()
-    words = "0 of 8 tiles, about 2 min"
-    qtbot.waitUntil(lambda: dock.controls.bar_text.text() == words, timeout=60_000)
-    assert dock.controls.bar.native.maximum() == 0
+    for left in "98":
+        words = f"0 of 8 tiles, about {left} s left"
+        qtbot.waitUntil(lambda words=words: dock.controls.bar_text.text() == words, timeout=60_000)
+    assert 0 < share_of(dock) < 1 / 8
     held.gate.set()
     finish(dock, qtbot)
+
+
+@given(
+    total=st.integers(1, 300),
+    done=st.integers(0, 300),
+    left=st.floats(0, 1e5),
+    waits=st.lists(st.floats(0, 1e6), min_size=2, max_size=2),
+)
+def test_the_bar_claims_no_tile_that_is_not_done(
+    total: int, done: int, left: float, waits: list[float]
+) -> None:
+    done = min(done, total)
+    update = Update((), done, total, 5.0, 10**6, "network", left)
+    sooner, later = (update.share(since) for since in sorted(waits))
+    assert done / total <= sooner <= later <= 1
+    assert later < (done + 1) / total
+    assert update.share() == done / total
 
 
 @pytest.fixture
@@ -267,7 +292,6 @@ def test_cancel_before_it_began(dock: UNetDock, qtbot: Any) -> None:
     dock.cancel()
     assert finish(dock, qtbot) == "Cancelled; nothing was added."
     assert labels_of(dock) == []
-    assert not progress._all_instances
 
 
 def test_escape_cancels(begun: UNetDock, qtbot: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask.array as da
@@ -19,6 +20,7 @@ from scipy import ndimage
 import napari_unet
 from napari_unet import focus, intensity, maps, runs, segmentation
 from napari_unet.checkpoint import Card, ClassInfo, Model
+from napari_unet.engine import run_tiles
 from napari_unet.errors import (
     Cancelled,
     GeometryError,
@@ -334,6 +336,31 @@ def test_what_is_looked_at_comes_first_and_nothing_else_changes(
         assert tiles[0].window.start[axis] < part.stop
         assert part.start < tiles[0].window.stop[axis]
     assert {event.frame for event in tiles} == {(0,), (1,), (2,)}
+
+
+def test_the_time_left_goes_by_the_tiles_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(focus, "_LONG", 0)
+    monkeypatch.setattr(focus, "_SHARE", 1)
+    clock = 0.0
+
+    def later(network: Any, read: Any, plan: Any, *rest: Any) -> Any:
+        nonlocal clock
+        for tile in run_tiles(network, read, plan, *rest):
+            clock += 3 if len(plan) > 1 else 50  # a glance, with all that is loaded for it
+            yield tile
+
+    monkeypatch.setattr(segmentation, "run_tiles", later)
+    monkeypatch.setattr(segmentation, "time", SimpleNamespace(perf_counter=lambda: clock))
+    image = image_of(2, 400, 120)
+    seen = (slice(0, 1), slice(0, 20), slice(0, 20))
+    steps = segment_steps(image, MODEL, Options(tile_size=100), preview=True, focus=seen)
+    events = [event for event in steps if event.stage == "network"]
+    total = events[0].total
+    assert [event.left for event in events if event.window and event.done] == [
+        3.0 * (total - n) for n in range(1, total + 1)
+    ]
+    assert events[-1].seconds == 50 + 3 * total
+    assert all(event.left == 0 for event in events if not event.done)  # nobody measured it
 
 
 def test_cancel_leaves_nothing_and_can_keep_what_was_finished() -> None:

@@ -70,8 +70,9 @@ class Progress:
         Classes, or objects of this tile alone, with ids that no other tile has.
     remarks : tuple of str
         What had to be changed so far, such as smaller tiles where memory ran out; sentences.
-    expected : float
-        Seconds that the network will take in all; 0 if nobody knows (`Job.expected`).
+    left : float
+        Seconds for the tiles that are not done, going by those that are, or before the first one as
+        expected (`Job.expected`); 0 if nobody knows.
     """
 
     stage: str
@@ -83,14 +84,7 @@ class Progress:
     window: Window | None = None
     preview: NDArray[np.int32] | None = None
     remarks: tuple[str, ...] = ()
-    expected: float = 0.0
-
-    @property
-    def left(self) -> float:
-        """Seconds for the other tiles: going by those that are done, or as expected."""
-        if self.done:
-            return self.seconds / self.done * (self.total - self.done)
-        return self.expected
+    left: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -236,7 +230,7 @@ def segment_steps(
     Cancelled
         If `should_stop` said yes and ``options.keep_finished`` is off, or nothing was finished.
     """
-    started = time.perf_counter()
+    started = begun = time.perf_counter()
     loaded = load_again(model)
     job = plan_job(image, loaded, options or Options())
     wanted = classes(job.options.threshold) if job.only_classes else probabilities
@@ -250,9 +244,10 @@ def segment_steps(
     aim = Focus(job, focus)
 
     def progress(stage: str, frame: tuple[int, ...] = (), **more: Any) -> Progress:
-        seconds = time.perf_counter() - started
-        more.update(remarks=(*job.remarks, *network.remarks), expected=job.expected)
-        return Progress(stage, result.done, total, result.pixels, seconds, frame, **more)
+        now, done = time.perf_counter(), result.done
+        more["remarks"] = (*job.remarks, *network.remarks)
+        more["left"] = (now - begun) / done * (total - done) if done else job.expected
+        return Progress(stage, done, total, result.pixels, now - started, frame, **more)
 
     complete = True
     fitted: dict[tuple[int, ...], Intensity] = {}
@@ -267,6 +262,8 @@ def segment_steps(
             try:
                 glance = aim.glance() if preview and not result.done else None
                 for plan in (glance, aim.plan) if glance else (aim.plan,):
+                    if not result.done:  # what comes before the first tile comes once
+                        begun = time.perf_counter()
                     tiles = run_tiles(network, frame.read, plan, job.runtime, should_stop)
                     for tile, found in tiles:
                         shown = _preview(job, found, tile.write, result) if preview else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from napari_unet._napari.progress import Part
 from napari_unet._napari.region import View, look
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import METADATA_KEY, LayerData, class_look
-from napari_unet._napari.runner import Canvas, Part
+from napari_unet._napari.runner import Canvas
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel

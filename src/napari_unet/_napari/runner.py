@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected
+from napari_unet._napari.progress import Part, Update
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData, in_words, layers_of
 from napari_unet.errors import Cancelled, ValidUNetError
@@ -28,23 +29,18 @@ __all__ = [
     "Outcome",
     "Run",
     "Stopped",
-    "Update",
     "Walk",
     "Wish",
     "audible",
-    "duration",
     "unforeseen",
     "work",
 ]
 
 # Between two looks at the window: fast enough to look alive, seldom enough to cost nothing.
 _INTERVAL = 0.2
-# Seconds worth telling before anything is done.
-_LONG = 1.5
 # Ids that uint8 can show; more are repeated, as napari repeats its colours.
 _SHOWN_IDS = 255
 
-Part = tuple[slice, ...]
 Steps = Generator["Progress", None, "Segmentation"]
 logger = logging.getLogger(__name__)
 
@@ -78,54 +74,6 @@ class Canvas:
         block = preview.reshape([s.stop - s.start for s in part])
         self.shown[part] = np.where(block > 0, (block - 1) % _SHOWN_IDS + 1, 0)
         return part
-
-
-@dataclass(frozen=True, eq=False)
-class Update:
-    """What happened since the last one.
-
-    Parameters
-    ----------
-    parts : tuple of tuple of slice
-        Which pixels of the canvas are new.
-    done, total : int
-        Tiles.
-    seconds : float
-        Since the first tile began.
-    pixels : int
-        Finished.
-    stage : {"network", "objects"}
-        What is being done.
-    left : float
-        Seconds until the last tile is done; 0 if nobody knows.
-    remarks : tuple of str
-        What had to be changed so far; sentences.
-    """
-
-    parts: tuple[Part, ...]
-    done: int
-    total: int
-    seconds: float
-    pixels: int
-    stage: str
-    left: float = 0.0
-    remarks: tuple[str, ...] = ()
-
-    def in_words(self) -> str:
-        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark.
-
-        Before the first tile: ``0 of 20 tiles, about 8 s``.
-        """
-        return "\n".join((self._progress(), *self.remarks[-1:]))
-
-    def _progress(self) -> str:
-        if self.stage == "objects":
-            return "finding the objects"
-        tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
-        if not self.done or not self.seconds:
-            return f"{tiles}, about {duration(self.left)}" if self.left > _LONG else tiles
-        rate = self.pixels / self.seconds / 1e6
-        return f"{tiles}, {duration(self.left)} left, {rate:.2g} MPx/s"
 
 
 @dataclass(frozen=True)
@@ -386,11 +334,3 @@ class Run(Walk):
     ) -> None:
         super().__init__(partial(work, request, canvas), on_update, on_end)
         self.request, self.canvas = request, canvas
-
-
-def duration(seconds: float) -> str:
-    """Say how long, in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,8 +1,14 @@
-"""One run at a time: its worker, its preview, its bars, and the layers that it leaves."""
+"""One run at a time: its worker, its preview, its bar, and the layers that it leaves.
+
+napari's own list of activities stays out of it: while there is an entry it turns a wheel in the
+status bar, for which the window is put together anew many times a second. Where there is no
+graphics card to do that (a remote desktop), a run took four tenths longer.
+"""
 
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
@@ -11,6 +17,7 @@ import numpy as np
 from qtpy.QtCore import QObject, QTimer
 
 from napari_unet._napari.preview import Preview
+from napari_unet._napari.progress import Update
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData
 from napari_unet._napari.runner import (
@@ -19,7 +26,6 @@ from napari_unet._napari.runner import (
     Finished,
     Outcome,
     Run,
-    Update,
     unforeseen,
 )
 from napari_unet.errors import MemoryLimitError
@@ -32,6 +38,8 @@ __all__ = ["Session"]
 
 # A cancelled run that has not ended by then is left to end by itself, unheard.
 _PATIENCE_MS = 250
+# Of the bar.
+_STEPS = 1000
 # After a layer was added the window is drawn before anything else is done.
 _A_FRAME_MS = 20
 
@@ -63,7 +71,7 @@ class Session(QObject):
     viewer : ViewerModel
         Layers are added to it, on the main thread, and only while the session is open.
     show : callable
-        Called with finished tiles, all tiles (0: not known yet) and words.
+        Called with how far it is, of how much (0: not known yet), and words.
     ended : callable
         Called once for each run, with words, whether they tell of a failure, and what more there
         is to say.
@@ -83,16 +91,18 @@ class Session(QObject):
         self._run: Run | None = None
         self._image: Image | None = None
         self._preview: Preview | None = None
-        self._activity: Any = None
         self._last: Update | None = None
+        self._since = 0.0
         self._words: str | None = None
         self._remarks: tuple[str, ...] = ()
         self.cancelling = False
+        self._timers: list[QTimer] = []
         # One step at a time, so that the window is drawn in between.
         self._lay_out = self._timer(0, self._add_preview)
         self._launch = self._timer(_A_FRAME_MS, self._start_worker)
         self._settle = self._timer(_A_FRAME_MS, self._finish)
         self._patience = self._timer(_PATIENCE_MS, self.drop)
+        self._next_second = self._timer(1000, self._tell)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         _warm_up()
 
@@ -101,6 +111,7 @@ class Session(QObject):
         timer.setSingleShot(True)
         timer.setInterval(milliseconds)
         timer.timeout.connect(callback)
+        self._timers.append(timer)
         return timer
 
     @property
@@ -139,11 +150,6 @@ class Session(QObject):
     def _start_worker(self) -> None:
         run = self._run
         if run is not None:
-            # napari lets the event loop run in here, so nothing may be half done before it.
-            self._open_activity(run.request.name)
-            if self._run is not run:
-                self._close_activity()
-                return
             # The collector would stop all threads for 200 ms at a time to go over what napari and
             # torch have made; frozen, it is left out until the run has ended.
             gc.freeze()
@@ -187,33 +193,17 @@ class Session(QObject):
         if self._last is None:
             # By now torch has been imported.
             gc.freeze()
-        self._last = update
-        # Until the first tile is done, which may take long, the bar only shows that it goes on.
-        self._show(update.done, update.total if update.done else 0, update.in_words())
+        self._last, self._since = update, time.monotonic()
+        self._tell()
         if update.parts and self._preview is not None:
             self._preview.update(update.parts)
-        # Last: napari lets the event loop run in here.
-        self._show_activity(update)
 
-    def _show_activity(self, update: Update) -> None:
-        activity = self._activity
-        if activity is None:
-            return
-        if activity.total != update.total:
-            activity.total = update.total
-        if update.done > activity.n:
-            activity.update(update.done - activity.n)
-
-    def _open_activity(self, name: str) -> None:
-        from napari.utils import progress
-
-        # The delay keeps it off the terminal.
-        self._activity = progress(total=0, desc=name, delay=1e-6)
-
-    def _close_activity(self) -> None:
-        activity, self._activity = self._activity, None
-        if activity is not None:
-            activity.close()
+    def _tell(self) -> None:
+        """Say how far it is, and again each second until the next tile is done."""
+        if self._last is not None and not self.cancelling:
+            since = time.monotonic() - self._since
+            self._show(round(_STEPS * self._last.share(since)), _STEPS, self._last.in_words(since))
+            self._next_second.start()
 
     @_or_end
     def _on_end(self, outcome: Outcome) -> None:
@@ -249,7 +239,7 @@ class Session(QObject):
             self._close(words, failed=False)
 
     def _close(self, words: str, *, failed: bool) -> None:
-        for timer in (self._lay_out, self._launch, self._settle, self._patience):
+        for timer in self._timers:
             timer.stop()
         self._run = self._image = None
         self.cancelling = False
@@ -261,7 +251,6 @@ class Session(QObject):
         finally:
             gc.unfreeze()
             self._ended(words, failed, "\n".join(remarks))
-            self._close_activity()
 
     def _on_layer_removed(self, event: Any) -> None:
         if self._image is not None and event.value is self._image:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
-from napari_unet._napari.runner import duration
+from napari_unet._napari.progress import duration
 from napari_unet._napari.train_news import MEASURES, Done
 from napari_unet._napari.widgets import side_by_side
 

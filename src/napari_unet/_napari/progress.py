@@ -1,0 +1,81 @@
+"""How far a run is, for the bar and in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Part", "Update", "duration"]
+
+Part = tuple[slice, ...]
+
+# Seconds worth telling before anything is done.
+_LONG = 1.5
+# Of a tile that is being computed, the bar tells no more than this share.
+_MOST = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """What happened since the last one.
+
+    Parameters
+    ----------
+    parts : tuple of tuple of slice
+        Which pixels of the canvas are new.
+    done, total : int
+        Tiles.
+    seconds : float
+        Since the first tile began.
+    pixels : int
+        Finished.
+    stage : {"network", "objects"}
+        What is being done.
+    left : float
+        Seconds until the last tile is done; 0 if nobody knows.
+    remarks : tuple of str
+        What had to be changed so far; sentences.
+    """
+
+    parts: tuple[Part, ...]
+    done: int
+    total: int
+    seconds: float
+    pixels: int
+    stage: str
+    left: float = 0.0
+    remarks: tuple[str, ...] = ()
+
+    def share(self, since: float = 0.0) -> float:
+        """Part of the tiles that is done, and of the next one going by the time `since` (s)."""
+        waiting = self.total - self.done
+        ahead = min(since * waiting / self.left, _MOST) if self.left and waiting else 0.0
+        return (self.done + ahead) / max(self.total, 1)
+
+    def in_words(self, since: float = 0.0) -> str:
+        """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark.
+
+        Before the first tile: ``0 of 20 tiles, about 8 s left``.
+
+        Parameters
+        ----------
+        since : float
+            Seconds that have gone by.
+        """
+        return "\n".join((self._tiles(max(self.left - since, 0)), *self.remarks[-1:]))
+
+    def _tiles(self, left: float) -> str:
+        if self.stage == "objects":
+            return "finding the objects"
+        tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
+        if not self.done or not self.seconds:
+            return f"{tiles}, about {duration(left)} left" if self.left > _LONG else tiles
+        rate = self.pixels / self.seconds / 1e6
+        return f"{tiles}, {duration(left)} left, {rate:.2g} MPx/s"
+
+
+def duration(seconds: float) -> str:
+    """Say how long, in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"
