@@ -107,7 +107,12 @@ def behind_its_back(parameter: torch.nn.Parameter) -> None:
     parameter.data[..., 0] += 0.25
 
 
-@pytest.mark.parametrize("learn", [in_place, behind_its_back])
+def places_changed(parameter: torch.nn.Parameter) -> None:
+    with torch.no_grad():
+        parameter.copy_(parameter.flip(0))
+
+
+@pytest.mark.parametrize("learn", [in_place, behind_its_back, places_changed])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_network_that_learned_is_made_ready_anew(
     engine: str,
@@ -125,6 +130,22 @@ def test_a_network_that_learned_is_made_ready_anew(
     assert len(kept._kept) == 1
     kept.clear()
     assert np.array_equal(after, probabilities(image, model, engine=engine))
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 5, 7), (64, 64, 3, 3), (128, 256, 3, 3), (300, 4097)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_every_bit_and_its_place_counts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = torch.randint(-1000, 1000, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    seen = {kept._fingerprint(tensor)}
+    assert seen == {kept._fingerprint(tensor.clone())}
+    changes = [tensor.flip(0), tensor.roll(1, 0), tensor.flip(-1), -tensor]
+    for place in (0, tensor.numel() // 2, tensor.numel() - 1):
+        one = tensor.clone()
+        one.view(-1)[place] += 1
+        changes.append(one)
+    seen |= {kept._fingerprint(one) for one in changes}
+    distinct = {one.view(torch.uint8).numpy().tobytes() for one in (tensor, *changes)}
+    assert len(seen) == len(distinct) > 4
 
 
 def test_nothing_keeps_a_network_alive(image: NDArray[np.uint8]) -> None:
