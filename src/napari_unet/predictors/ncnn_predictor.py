@@ -19,7 +19,7 @@ from napari_unet.answers import Answer, logits
 from napari_unet.config import UNetConfig
 from napari_unet.errors import Cancelled
 from napari_unet.footprint import footprint
-from napari_unet.predictors import Pending, PredictorError, ShouldStop
+from napari_unet.predictors import Pending, PredictorError, ShouldStop, heap
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.ncnn_graph import NcnnGraph, write_graph
 
@@ -75,24 +75,31 @@ class NcnnPredictor:
         # to compute the map. The net knows them only by address, so they are kept here.
         self._pools = ncnn.PoolAllocator(), ncnn.PoolAllocator()
         self._net = self._load(graph)
+        self._shape = self._config.geometry.size_for(self._config.geometry.stride)
+        self.held = footprint(self._config, self._shape, predictor=self.name).weights
 
     def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
-        """Nothing depends on the tile."""
+        """Give back the memory of maps of another shape: it is of no use to these."""
+        if shape != self._shape:
+            self._give_back()
+            self._shape = shape
 
     def start(self, pixels: NDArray[np.float32]) -> Pending:
         """Begin with tiles (B, C, Y, X)."""
+        self.prepare(len(pixels), pixels.shape[2:])
         return _OnDemand(self, np.ascontiguousarray(pixels))
 
     def rest(self, most: int = 0) -> None:
-        """Give back the memory of maps."""
+        """Give back the memory of maps where it is more; what is laid out stays."""
+        cost = footprint(self._config, self._shape, predictor=self.name)
+        self.held = cost.peak if cost.peak <= most else cost.weights
+        if cost.peak > most:
+            self._give_back()
+
+    def _give_back(self) -> None:
         for pool in self._pools:
             pool.clear()
-
-    @property
-    def held(self) -> int:
-        """The weights as they are laid out, whatever the tile."""
-        smallest = self._config.geometry.size_for(self._config.geometry.stride)
-        return footprint(self._config, smallest, predictor=self.name).weights
+        heap.trim()
 
     def _load(self, graph: NcnnGraph) -> Any:
         net = self._ncnn.Net()

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +15,7 @@ from napari_unet.answers import Answer, logits
 from napari_unet.devices import arithmetic
 from napari_unet.errors import Cancelled
 from napari_unet.footprint import KEPT, QUEUED, SMALL
-from napari_unet.predictors import Pending, ShouldStop
+from napari_unet.predictors import Pending, ShouldStop, heap
 
 __all__ = ["TorchPredictor"]
 
@@ -66,14 +63,14 @@ class TorchPredictor:
         if self._staging is not None:
             return _OnGpu(self, self._staging, pixels)
         if self.device.type == "cpu":
-            _keep(SMALL, KEPT)
+            heap.keep(SMALL, KEPT)
             self._resting = False
         return _OnDemand(self, pixels)
 
     def rest(self, most: int = 0) -> None:
         """Leave the C library to others as they know it: training would be a tenth slower."""
         if not self._resting:  # another may compute by now
-            _keep(*_USUAL)
+            heap.keep(*heap.USUAL)
             self._resting = True
 
     @property
@@ -91,29 +88,6 @@ class TorchPredictor:
         del pixels
         with _interruptible(self.network, should_stop), arithmetic(tf32=self.tf32):
             return self.answer(self.network(given)).contiguous()
-
-
-# What glibc itself comes to keep once larger pieces were freed: the most it lets itself keep.
-_USUAL = 32 << 20, 64 << 20
-
-
-def _keep(pieces: int, heap: int) -> None:
-    """Let the C library keep freed pieces up to so many bytes, and so many of them in all.
-
-    Left alone, glibc comes to keep all up to 32 MiB in one heap, where maps of different sizes
-    leave holes that the next ones do not fit into: twice the memory by the third tile, and not to
-    be foreseen. Other systems give maps back by themselves.
-    """
-    mallopt = _mallopt()
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, pieces)
-        mallopt(m_trim_threshold, heap)
-
-
-@cache
-def _mallopt() -> Any:
-    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
 
 
 class _OnDemand:
