@@ -107,7 +107,7 @@ def _fingerprint(tensor: torch.Tensor) -> bytes:
     whole = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
     end = len(whole) // (8 * _WORDS) * (8 * _WORDS)
     found = hashlib.blake2b(whole[:end].view("int64").reshape(-1, _WORDS).sum(0), digest_size=16)
-    found.update(whole[end:])
+    found.update(whole[end:].tobytes())
     return found.digest()
 
 
