@@ -120,10 +120,9 @@ class AxisGeometry:
         """The smallest admissible input (188 for the paper's network)."""
         if self.same:
             return 2 * self.trim + self.stride
-        bottleneck = 2 * (self.kernels[self.depth] - 1) + 1
         # The decoder loses as much again as the encoder, and one pixel has to be left to write.
         needed = self._encoder_loss + 1 + 2 * self.trim
-        first = max(bottleneck, 2 * (self.kernels[self.depth] - 1) + -(-needed // self.stride))
+        first = 2 * (self.kernels[self.depth] - 1) + ceil(needed / self.stride)
         return self.stride * first + self._encoder_loss
 
     def admits(self, size: int) -> bool:
