@@ -362,6 +362,8 @@ def test_a_softmax_in_half_precision_may_be_a_little_off():
         (np.zeros((2, 2)), np.array([[0, np.nan], [0, 0]]), "contour has NaN"),
         (np.full((2, 2), np.inf), None, "foreground goes from inf to inf"),
         (np.full((2, 2), 1e300), None, "between 0 and 1"),
+        (np.full((2, 2), 1.01), None, "between 0 and 1"),
+        (np.full((2, 2), -0.01), None, "between 0 and 1"),
         (np.array([[-3.0, 2.0]]), None, "from -3 to 2; give probabilities between 0 and 1"),
         (np.full((2, 2), 255, np.uint8), None, "between 0 and 1"),
         (np.zeros((2, 2), complex), None, "type complex128"),

@@ -54,4 +54,4 @@ def read_whole(path: Path) -> Stored:
     tensors = load(content)
     # Its length in 8 bytes, then the header, which has been checked by now.
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return Stored(tensors, header.get("__metadata__", {}), hashlib.sha256(content).hexdigest())
+    return Stored(tensors, header.get("__metadata__") or {}, hashlib.sha256(content).hexdigest())

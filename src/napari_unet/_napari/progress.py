@@ -25,7 +25,7 @@ class Update:
     done, total : int
         Tiles.
     seconds : float
-        Since the first tile began.
+        Since the run began.
     pixels : int
         Finished.
     stage : {"network", "objects"}

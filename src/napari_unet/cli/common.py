@@ -287,7 +287,7 @@ class Bar:
             speed = progress.pixels / 1e6 / max(progress.seconds, 1e-9)
             parts += [f"{progress.left:.0f} s left", f"{speed:.2g} MPx/s"]
         elif progress.left > 1:
-            parts.append(f"about {progress.left:.0f} s")
+            parts.append(f"about {progress.left:.0f} s left")
         if progress.stage == "objects":
             parts = ["finding objects"]
         self.say(f"{self.name}  [{'#' * filled}{'-' * (24 - filled)}]  {', '.join(parts)}")
