@@ -223,6 +223,7 @@ def test_card_weights_and_hash_are_of_one_file_while_it_is_replaced(
         card.name: (file_sha256(path), random_network(CONFIG, seed).state_dict()["head.bias"])
         for seed, (card, path) in enumerate(zip(cards, files, strict=True))
     }
+    file.write_bytes(files[0].read_bytes())
     done = threading.Event()
 
     def replaced() -> None:
