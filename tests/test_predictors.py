@@ -111,6 +111,31 @@ def test_stopping_ends_a_tile_and_leaves_the_predictor_fit(name: str) -> None:
     assert np.array_equal(predictor.start(pixels).result(None), whole)
 
 
+def test_an_interrupted_tile_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its end the program waits for the layer that runs, not for a tile of a minute."""
+    pytest.importorskip("openvino")
+    from napari_unet.predictors import openvino_predictor
+
+    monkeypatch.setattr(openvino_predictor, "_ending", ending := [])
+    predictor = predictor_of("openvino", random_network(UNetConfig(widths=(24, 32))), half=False)
+    pending = predictor.start(np.zeros((1, 1, 1020, 1020), np.float32))
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pending.result(interrupt)
+    (thread,) = ending
+    thread.join(20)
+    assert not thread.is_alive()
+    assert predictor.start(np.zeros((1, 1, 44, 44), np.float32)).result(None).shape == (
+        1,
+        2,
+        28,
+        28,
+    )
+
+
 _SIGNAL = """
 import os, signal
 import numpy as np

@@ -172,10 +172,7 @@ class _Running:
     def result(self, should_stop: ShouldStop) -> NDArray[Any]:
         """Wait, asking now and then whether to stop."""
         try:
-            while not self._request.wait_for(_POLL_MS):
-                if should_stop is not None and should_stop():
-                    self.drop()
-                    raise Cancelled("Stopped.")
+            self._wait(should_stop)
             buffer = torch.from_numpy(self._request.get_output_tensor().data)
         except RuntimeError as error:
             raise _explained(error) from error
@@ -183,6 +180,17 @@ class _Running:
         # The request's own buffer is written again by the next tile.
         own: NDArray[Any] = (found.clone() if found is buffer else found).numpy()
         return own
+
+    def _wait(self, should_stop: ShouldStop) -> None:
+        """Give the tile up whatever ends the waiting: the program cannot end before the tile."""
+        there = False
+        try:
+            while not (there := self._request.wait_for(_POLL_MS)):
+                if should_stop is not None and should_stop():
+                    raise Cancelled("Stopped.")
+        finally:
+            if not there:
+                self.drop()
 
     def drop(self) -> None:
         """Stop after the layer that runs: up to a second, for which nobody waits but the next."""
