@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import pickle
 import struct
 import subprocess
 import sys
-import threading
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from networks import random_model, random_network
+from replacing import replaced_in_turn
 from safetensors.torch import save_file
 
 from napari_unet.checkpoint import (
@@ -223,27 +222,12 @@ def test_card_weights_and_hash_are_of_one_file_while_it_is_replaced(
         card.name: (file_sha256(path), random_network(CONFIG, seed).state_dict()["head.bias"])
         for seed, (card, path) in enumerate(zip(cards, files, strict=True))
     }
-    file.write_bytes(files[0].read_bytes())
-    done = threading.Event()
-
-    def replaced() -> None:
-        for one in itertools.cycle(files):
-            (tmp_path / "next").hardlink_to(one)
-            (tmp_path / "next").replace(file)
-            if done.is_set():
-                break
-
-    thread = threading.Thread(target=replaced)
-    thread.start()
-    try:
+    with replaced_in_turn(file, files):
         for _ in range(300):
             model = load_model(file)
             sha256, bias = facts[model.card.name]
             assert model.sha256 == sha256
             assert torch.equal(model.network.state_dict()["head.bias"], bias)
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_tensors_without_a_description(tmp_path: Path) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from replacing import replaced_in_turn
 from safetensors.torch import load_file, save
 from training_support import pairs_of, small_recipe, small_training, write_pairs
 
@@ -199,27 +198,13 @@ def test_states_are_there_completely_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows lets no file be replaced that is read")
 def test_a_state_is_read_whole_while_the_next_is_put_in_its_place(tmp_path):
-    path, done = tmp_path / "a.training", threading.Event()
-    for n in range(2):
-        save_state(tmp_path / str(n), {"a": torch.full((50,), n), "b": torch.tensor(n)}, {"n": n})
-    path.hardlink_to(tmp_path / "0")
-
-    def replace() -> None:
-        for n in itertools.cycle("10"):
-            (tmp_path / "next").hardlink_to(tmp_path / n)
-            (tmp_path / "next").replace(path)
-            if done.is_set():
-                break
-
-    thread = threading.Thread(target=replace)
-    thread.start()
-    try:
+    path, states = tmp_path / "a.training", [tmp_path / str(n) for n in range(2)]
+    for n, state in enumerate(states):
+        save_state(state, {"a": torch.full((50,), n), "b": torch.tensor(n)}, {"n": n})
+    with replaced_in_turn(path, states):
         for _ in range(3000):
             tensors, document = load_state(path)
             assert {*tensors["a"].tolist(), tensors["b"].item()} == {document["n"]}
-    finally:
-        done.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("text", [b"", b"\0" * 20, b"\xff" * 40, b"{}"])
