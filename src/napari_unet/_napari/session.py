@@ -96,7 +96,6 @@ class Session(QObject):
         self._words: str | None = None
         self._remarks: tuple[str, ...] = ()
         self.cancelling = False
-        self._timers: list[QTimer] = []
         # One step at a time, so that the window is drawn in between.
         self._lay_out = self._timer(0, self._add_preview)
         self._launch = self._timer(_A_FRAME_MS, self._start_worker)
@@ -111,7 +110,6 @@ class Session(QObject):
         timer.setSingleShot(True)
         timer.setInterval(milliseconds)
         timer.timeout.connect(callback)
-        self._timers.append(timer)
         return timer
 
     @property
@@ -239,7 +237,7 @@ class Session(QObject):
             self._close(words, failed=False)
 
     def _close(self, words: str, *, failed: bool) -> None:
-        for timer in self._timers:
+        for timer in self.findChildren(QTimer):
             timer.stop()
         self._run = self._image = None
         self.cancelling = False
