@@ -105,6 +105,18 @@ def test_the_bar_claims_no_tile_that_is_not_done(
     assert update.share() == done / total
 
 
+def test_a_tile_that_is_late_is_said_to_be() -> None:
+    begun = Update((), 0, 1, 0.1, 0, "network", 7.0)
+    assert begun.in_words(3) == "0 of 1 tile, about 4 s left"
+    assert begun.in_words(8) == "0 of 1 tile, about 0 s left"
+    assert begun.in_words(10) == "0 of 1 tile, longer than expected"
+    further = Update((), 1, 2, 5.0, 10**7, "network", 5.0, ("Memory ran out.",))
+    assert further.in_words(4) == "1 of 2 tiles, 1 s left, 2 MPx/s\nMemory ran out."
+    assert further.in_words(8) == "1 of 2 tiles, longer than expected, 2 MPx/s\nMemory ran out."
+    unknown = Update((), 0, 9, 0.1, 0, "network")
+    assert unknown.in_words(60) == "0 of 9 tiles"
+
+
 @pytest.fixture
 def scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory runs out on tiles of more than 40 x 40 pixels."""

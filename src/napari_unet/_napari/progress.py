@@ -10,6 +10,8 @@ Part = tuple[slice, ...]
 
 # Seconds worth telling before anything is done.
 _LONG = 1.5
+# Seconds by which a tile may be late before that is told.
+_LATE = 2.0
 # Of a tile that is being computed, the bar tells no more than this share.
 _MOST = 0.95
 
@@ -54,23 +56,29 @@ class Update:
     def in_words(self, since: float = 0.0) -> str:
         """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark.
 
-        Before the first tile: ``0 of 20 tiles, about 8 s left``.
+        Before the first tile: ``0 of 20 tiles, about 8 s left``, or where that was wrong
+        ``0 of 20 tiles, longer than expected``.
 
         Parameters
         ----------
         since : float
             Seconds that have gone by.
         """
-        return "\n".join((self._tiles(max(self.left - since, 0)), *self.remarks[-1:]))
+        return "\n".join((self._tiles(since), *self.remarks[-1:]))
 
-    def _tiles(self, left: float) -> str:
+    def _tiles(self, since: float) -> str:
         if self.stage == "objects":
             return "finding the objects"
         tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
+        left = f"{duration(max(self.left - since, 0))} left"
+        if self.left and since > self.left + _LATE:
+            left = "longer than expected"
+        elif not self.done:
+            left = f"about {left}"
         if not self.done or not self.seconds:
-            return f"{tiles}, about {duration(left)} left" if self.left > _LONG else tiles
+            return f"{tiles}, {left}" if self.left > _LONG else tiles
         rate = self.pixels / self.seconds / 1e6
-        return f"{tiles}, {duration(left)} left, {rate:.2g} MPx/s"
+        return f"{tiles}, {left}, {rate:.2g} MPx/s"
 
 
 def duration(seconds: float) -> str:
