@@ -58,6 +58,19 @@ def test_numpy_is_the_oracle(dtype: Any, normalisation: Normalisation) -> None:
     np.testing.assert_allclose(found[0], expected(image, normalisation), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("top", [120, (1 << 15) - 1, 1 << 15, (1 << 16) - 1])
+@pytest.mark.parametrize("shift", [0, 1 << 15])
+def test_sixteen_bits_are_counted_to_the_last_level(top: int, shift: int) -> None:
+    """Of an image that grows brighter from piece to piece, with and without a sign."""
+    levels = np.arange(1100 * 1000).reshape(1100, 1000) // 11_000
+    levels[-1] = top
+    dtype = np.int16 if shift else np.uint16
+    image = (levels - shift).astype(dtype)
+    for normalisation in (Normalisation("min-max"), Normalisation("percentile", 50, 99.95)):
+        found = fit_intensity(image, normalisation).apply(image[None])[0]
+        np.testing.assert_allclose(found, expected(image, normalisation), rtol=1e-4, atol=1e-4)
+
+
 def test_large_integers_keep_their_low_bits() -> None:
     image = (2**31 - 100 + np.arange(100)).reshape(10, 10).astype(np.int64)
     found = fit_intensity(image, Normalisation("min-max")).apply(image[None])[0]

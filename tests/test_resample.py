@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.transform import resize
 
-from napari_unet.resample import Grid, interpolate, resize_linear
+from napari_unet.resample import Grid, interpolate, mirror_index, resize_linear
 from napari_unet.tiling import Window
 
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
@@ -26,6 +26,13 @@ def test_enlarging_is_linear_interpolation(shape: tuple[int, int], y: int, x: in
     found = resized(image, grid, Window((0, 0), grid.network))
     expected = resize(image[0], grid.network, order=1, mode="edge", anti_aliasing=False)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
+
+
+@given(st.integers(1, 20), st.integers(0, 60), st.integers(0, 60))
+def test_mirroring_is_numpys_reflection(extent: int, before: int, after: int) -> None:
+    expected = np.pad(np.arange(extent), (before, after), mode="reflect" if extent > 1 else "edge")
+    found = mirror_index(np.arange(-before, extent + after), extent)
+    np.testing.assert_array_equal(found, expected)
 
 
 @given(shapes, shapes, st.data())

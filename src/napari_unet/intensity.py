@@ -25,7 +25,8 @@ Kind = Literal["percentile", "min-max", "mean-std", "dtype-range", "none"]
 _SLAB = 1 << 22  # pixels looked at in one go while statistics are gathered
 _READ = 1 << 25  # most pixels read in one go, where whole chunks are
 _SAMPLE = 1 << 24  # most pixels whose percentiles are computed exactly
-_COUNTED = 1 << 19  # pixels counted in one go, within a core's cache
+_AT_ONCE = 1 << 16  # pixels normalised in one go, within a core's cache
+_COUNTED = 1 << 19  # pixels counted in one go, likewise
 _COUNTERS = 6  # more cores than this are not kept busy
 
 
@@ -123,24 +124,32 @@ class Intensity:
         ndarray of float32, of the same shape
         """
         out = np.empty(pixels.shape, np.float32)
+        rows = max(1, _AT_ONCE // max(prod(pixels.shape[2:]), 1))
         for channel, plane in enumerate(pixels):
-            if plane.dtype.kind == "f" and not np.isfinite(plane).all():
-                plane = np.nan_to_num(
-                    plane,
-                    nan=self.floor[channel],
-                    neginf=self.floor[channel],
-                    posinf=self.ceiling[channel],
-                )
-            # Offset before scale in float64 where float32 would lose low bits of large integers.
-            wide = np.float64 if plane.dtype.itemsize > 2 else np.float32
-            level = out[channel] if wide is np.float32 else np.empty(plane.shape, wide)
-            np.subtract(plane, wide(self.offset[channel]), out=level, dtype=wide)
-            level *= wide(self.scale[channel])
-            if self.shift:
-                level += wide(self.shift)
-            if level.dtype != out.dtype:
-                out[channel] = level
+            # In pieces that stay in the cache from one pass to the next.
+            for first in range(0, len(plane), rows):
+                piece = slice(first, first + rows)
+                self._map(plane[piece], channel, out[channel, piece])
         return out
+
+    def _map(self, pixels: NDArray[Any], channel: int, out: NDArray[np.float32]) -> None:
+        if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+            pixels = np.nan_to_num(
+                pixels,
+                nan=self.floor[channel],
+                neginf=self.floor[channel],
+                posinf=self.ceiling[channel],
+            )
+        # Offset before scale in float64 where float32 would lose low bits of large integers.
+        wide = np.float64 if pixels.dtype.itemsize > 2 else np.float32
+        level = out if wide is np.float32 else np.empty(pixels.shape, wide)
+        level[...] = pixels
+        level -= wide(self.offset[channel])
+        level *= wide(self.scale[channel])
+        if self.shift:
+            level += wide(self.shift)
+        if level is not out:
+            out[...] = level
 
 
 def fit_intensity(
@@ -276,13 +285,11 @@ def _count_all(image: Any, statistics: list[_Statistics], channel_last: bool) ->
     import torch
 
     def count(slab: NDArray[Any]) -> NDArray[np.int64]:
-        lowest = 0 if slab.dtype.kind in "bu" else int(np.iinfo(slab.dtype).min)
         total = torch.zeros(1 << (8 * slab.dtype.itemsize), dtype=torch.int64)
         flat = slab.reshape(-1)
         for at in range(0, flat.size, _COUNTED):
-            levels = flat[at : at + _COUNTED].astype(np.int32)
-            levels -= lowest
-            total += torch.bincount(torch.from_numpy(levels), minlength=len(total))
+            found = torch.bincount(torch.from_numpy(_levels(flat[at : at + _COUNTED])))
+            total[: len(found)] += found
         counts: NDArray[np.int64] = total.numpy()
         return counts
 
@@ -298,6 +305,17 @@ def _count_all(image: Any, statistics: list[_Statistics], channel_last: bool) ->
                 done.take(counts.result())
         for done, counts in waiting:
             done.take(counts.result())
+
+
+def _levels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Small integers from 0 on, of the narrowest type that torch counts: an array of its own."""
+    if pixels.dtype.kind in "bu":
+        if pixels.dtype.itemsize == 1:
+            return pixels.astype(np.uint8)
+        return pixels.astype(np.int16 if pixels.max() < 1 << 15 else np.int32)
+    levels = pixels.astype(np.int32)
+    levels -= np.iinfo(pixels.dtype).min
+    return levels
 
 
 def _percentile(values: NDArray[Any], counts: NDArray[np.int64] | None, q: float) -> float:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_unet.tiling import Window, mirror_index
+from napari_unet.tiling import Window
 
-__all__ = ["Grid", "interpolate", "resize_linear"]
+__all__ = ["Grid", "interpolate", "mirror_index", "resize_linear"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,38 @@ def interpolate(
         start.append(first)
         stop.append(first + matrix.shape[1])
     return _apply(weights, read(Window(tuple(start), tuple(stop))))
+
+
+def mirror_index(index: NDArray[np.intp], extent: int) -> NDArray[np.intp]:
+    """Map indices outside an axis to mirrored pixels inside it.
+
+    The edge pixel is not repeated (as `numpy.pad` with ``mode="reflect"``), and the reflection
+    bounces between both edges as often as it has to, down to an axis of one pixel.
+
+    Parameters
+    ----------
+    index : ndarray of int
+        Any pixel numbers, negative ones included.
+    extent : int
+        Length of the axis, at least 1.
+
+    Returns
+    -------
+    ndarray of int
+        Values in [0, extent).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> mirror_index(np.arange(-4, 7), 3)
+    array([0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2])
+    """
+    if extent == 1:
+        return np.zeros_like(index)
+    period = 2 * (extent - 1)
+    folded = np.mod(index, period)
+    mirrored: NDArray[np.intp] = np.minimum(folded, period - folded)
+    return mirrored
 
 
 def resize_linear(

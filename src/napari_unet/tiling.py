@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from napari_unet.errors import GeometryError, ImageError
 from napari_unet.geometry import AxisGeometry, Geometry
 
-__all__ = ["Tile", "TilePlan", "Window", "mirror_index", "plan_tiles", "read_mirrored"]
+__all__ = ["Tile", "TilePlan", "Window", "plan_tiles", "read_mirrored"]
 
 
 @dataclass(frozen=True)
@@ -260,38 +260,6 @@ def _plan_axis(
     return tile, step, origin, count
 
 
-def mirror_index(index: NDArray[np.intp], extent: int) -> NDArray[np.intp]:
-    """Map indices outside an axis to mirrored pixels inside it.
-
-    The edge pixel is not repeated (as `numpy.pad` with ``mode="reflect"``), and the reflection
-    bounces between both edges as often as it has to, down to an axis of one pixel.
-
-    Parameters
-    ----------
-    index : ndarray of int
-        Any pixel numbers, negative ones included.
-    extent : int
-        Length of the axis, at least 1.
-
-    Returns
-    -------
-    ndarray of int
-        Values in [0, extent).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mirror_index(np.arange(-4, 7), 3)
-    array([0, 1, 2, 1, 0, 1, 2, 1, 0, 1, 2])
-    """
-    if extent == 1:
-        return np.zeros_like(index)
-    period = 2 * (extent - 1)
-    folded = np.mod(index, period)
-    mirrored: NDArray[np.intp] = np.minimum(folded, period - folded)
-    return mirrored
-
-
 def read_mirrored(image: Any, window: Window) -> NDArray[Any]:
     """Read a window that may reach outside the image.
 
@@ -306,21 +274,19 @@ def read_mirrored(image: Any, window: Window) -> NDArray[Any]:
     -------
     ndarray of shape ``window.shape`` + the remaining axes
     """
-    source: list[slice] = []
-    inside: list[NDArray[np.intp] | None] = []
+    source, pads, cut = [], [], []
     for start, stop, extent in zip(window.start, window.stop, image.shape, strict=False):
-        if start >= 0 and stop <= extent:
-            source.append(slice(start, stop))
-            inside.append(None)
-            continue
-        index = mirror_index(np.arange(start, stop), extent)
-        low, high = int(index.min()), int(index.max()) + 1
+        before, after = max(-start, 0), max(stop - extent, 0)
+        # What the mirror at an edge shows may lie beside the window.
+        low = 0 if before else max(min(start, extent - 1 - after), 0)
+        high = extent if after else min(max(stop, before + 1), extent)
         source.append(slice(low, high))
-        inside.append(index - low)
+        pads.append((before, after))
+        cut.append(slice(start - low + before, stop - low + before))
     pixels = np.asarray(image[tuple(source)])
-    for axis, rows in enumerate(inside):
-        if rows is not None:
-            pixels = np.take(pixels, rows, axis=axis)
+    if any(map(any, pads)):
+        pads += [(0, 0)] * (pixels.ndim - len(pads))
+        pixels = np.pad(pixels, pads, mode="reflect")[tuple(cut)]
     return pixels
 
 
