@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from napari_unet.tiling import Window
 
@@ -136,13 +137,13 @@ def interpolate(
     -------
     ndarray of float32, of shape (C,) + ``window.shape``
     """
-    weights, start, stop = [], [], []
+    matrices, start, stop = [], [], []
     for a, b, have, want in zip(window.start, window.stop, grid.image, grid.network, strict=True):
-        matrix, first = _triangle(mirror_index(np.arange(a, b), want), have, want)
-        weights.append(matrix)
-        start.append(first)
-        stop.append(first + matrix.shape[1])
-    return _apply(weights, read(Window(tuple(start), tuple(stop))))
+        pixels, weights = _triangle(mirror_index(np.arange(a, b), want), have, want)
+        start.append(int(pixels.min()))
+        stop.append(int(pixels.max()) + 1)
+        matrices.append(_matrix(pixels - start[-1], weights, stop[-1] - start[-1]))
+    return _apply(matrices, read(Window(tuple(start), tuple(stop))))
 
 
 def mirror_index(index: NDArray[np.intp], extent: int) -> NDArray[np.intp]:
@@ -193,22 +194,21 @@ def resize_linear(
     window : Window
         Image pixels wanted.
     """
-    weights = []
+    matrices = []
     for axis, (n, m) in enumerate(zip(grid.image, grid.network, strict=True)):
-        rows = np.arange(window.start[axis], window.stop[axis])
-        matrix, first = _triangle(rows, m, n)
+        extent = values.shape[axis + 1]
+        pixels, weights = _triangle(np.arange(window.start[axis], window.stop[axis]), m, n)
         # What lies outside `values` was not computed; the nearest computed pixel stands in.
-        columns = np.arange(first, first + matrix.shape[1]) - origin[axis]
-        columns = np.clip(columns, 0, values.shape[axis + 1] - 1)
-        values = np.take(values, columns, axis=axis + 1)
-        weights.append(matrix)
-    return _apply(weights, values)
+        matrices.append(_matrix(np.clip(pixels - origin[axis], 0, extent - 1), weights, extent))
+    return _apply(matrices, values)
 
 
-def _apply(weights: list[NDArray[np.float32]], values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _apply(matrices: list[Any], values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Multiply each spatial axis of (C, [Z,] Y, X) by its matrix (out, in)."""
-    for axis, matrix in enumerate(weights, start=1):
-        values = np.moveaxis(np.tensordot(matrix, values, (1, axis)), 0, axis)
+    for axis, matrix in enumerate(matrices, start=1):
+        front = np.moveaxis(values, axis, 0)
+        made = matrix @ np.ascontiguousarray(front).reshape(len(front), -1)
+        values = np.moveaxis(made.reshape(-1, *front.shape[1:]), 0, axis)
     return np.ascontiguousarray(values)
 
 
@@ -217,13 +217,25 @@ def _nearest(pixels: NDArray[np.intp], have: int, want: int) -> NDArray[np.intp]
     return (2 * pixels + 1) * want // (2 * have)
 
 
-def _triangle(rows: NDArray[np.intp], have: int, want: int) -> tuple[NDArray[np.float32], int]:
-    """Weights (len(rows), source pixels) from `have` to `want` pixels, and the first pixel."""
+def _triangle(
+    rows: NDArray[np.intp], have: int, want: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Source pixels, and what each counts, for rows of `want` pixels made of `have`.
+
+    Both are of shape (len(rows), taps). Beyond the axis nothing counts.
+    """
     ratio = have / want
     reach = max(ratio, 1.0)
-    centre = (rows + 0.5) * ratio - 0.5
-    first = max(0, int(np.floor(centre.min() - reach)))
-    last = min(have, int(np.ceil(centre.max() + reach)) + 1)
-    distance = np.abs(np.arange(first, last)[None, :] - centre[:, None])
-    weight = np.clip(1 - distance / reach, 0, None)
-    return (weight / weight.sum(1, keepdims=True)).astype(np.float32), first
+    centre = ((rows + 0.5) * ratio - 0.5)[:, None]
+    pixels = np.ceil(centre - reach).astype(np.intp) + np.arange(int(2 * reach) + 1)
+    weight = np.clip(1 - np.abs(pixels - centre) / reach, 0, None)
+    weight[(pixels < 0) | (pixels >= have)] = 0
+    weight /= weight.sum(1, keepdims=True)
+    return np.clip(pixels, 0, have - 1), weight.astype(np.float32)
+
+
+def _matrix(pixels: NDArray[np.intp], weights: NDArray[np.float32], extent: int) -> Any:
+    """Sparse (len(pixels), extent): each row adds so many of its pixels, always in their order."""
+    rows, taps = pixels.shape
+    ends = np.arange(0, rows * taps + 1, taps)
+    return sparse.csr_array((weights.ravel(), pixels.ravel(), ends), shape=(rows, extent))
