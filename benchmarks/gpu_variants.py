@@ -91,7 +91,7 @@ def measure(name: str, side: int, precision: str, runs: int) -> Iterator[dict[st
     given = given.contiguous(memory_format=torch.channels_last)
     flops = footprint(model.config, (side, side)).flops
     for variant, prepare in variants(model, precision):
-        with arithmetic(tf32=tf32):
+        with arithmetic(torch.device("cuda"), tf32=tf32):
             began = time.perf_counter()
             network = prepare(given)
             network(given)

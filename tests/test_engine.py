@@ -15,9 +15,9 @@ from torch import Tensor
 
 from napari_unet.checkpoint import Model
 from napari_unet.config import UNetConfig
-from napari_unet.devices import is_out_of_memory, resolve_device, resolve_precision
+from napari_unet.devices import is_out_of_memory
 from napari_unet.engine import run_tiles
-from napari_unet.errors import Cancelled, OptionError
+from napari_unet.errors import Cancelled
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.ncnn_predictor import have_ncnn
 from napari_unet.predictors.openvino_predictor import have_openvino
@@ -183,37 +183,3 @@ def test_bfloat16_is_close_and_float32_repeats_to_the_bit() -> None:
     once, twice, half = logits(torch.float32), logits(torch.float32), logits(torch.bfloat16)
     np.testing.assert_array_equal(once, twice)
     assert 0 < np.abs(half - once).max() < 0.1 * np.abs(once).max()
-
-
-def test_devices_and_precisions_that_are_not_there() -> None:
-    assert resolve_device("cpu").type == "cpu"
-    for name in ("tpu9", "cuda:99", "meta"):
-        with pytest.raises(OptionError, match=r"no device|No device"):
-            resolve_device(name)
-    cpu = torch.device("cpu")
-    assert resolve_precision("auto", cpu) == torch.float32
-    assert resolve_precision("bfloat16", cpu) == torch.bfloat16
-    for name in ("float16", "int8"):
-        with pytest.raises(OptionError):
-            resolve_precision(name, cpu)
-
-
-@pytest.mark.parametrize(
-    ("capability", "auto"),
-    [((9, 0), torch.bfloat16), ((8, 0), torch.bfloat16), ((7, 5), torch.float16),
-     ((7, 0), torch.float16), ((6, 1), torch.float32)],
-)  # fmt: skip
-def test_a_gpu_computes_in_what_it_has_units_for(
-    capability: tuple[int, int], auto: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    gpu = torch.device("cuda")
-    assert resolve_precision("auto", gpu) == auto
-    assert resolve_precision("float16", gpu) == torch.float16
-    if capability >= (8, 0):
-        assert resolve_precision("tf32", gpu) == torch.float32
-    else:
-        with pytest.raises(OptionError, match="choose float32"):
-            resolve_precision("tf32", gpu)
-    with pytest.raises(OptionError, match="choose float32"):
-        resolve_precision("tf32", torch.device("cpu"))

@@ -15,7 +15,7 @@ from networks import random_model, random_network
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_unet import devices
+from napari_unet import devices, prepared
 from napari_unet.config import UNetConfig
 from napari_unet.devices import memory_budget
 from napari_unet.engine import run_tiles
@@ -25,6 +25,7 @@ from napari_unet.predictors import PredictorError
 from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.prepared import Prepared, Runtime
 from napari_unet.segmentation import segment, segment_steps
+from napari_unet.sizing import tile_bytes
 from napari_unet.tiling import TilePlan, Window, plan_tiles, read_mirrored
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -176,6 +177,56 @@ def test_a_gpu_goes_on_in_half_precision_and_then_on_the_cpu(reach: str) -> None
             f"Memory ran out on the GPU with tiles of {smallest[0]} x {smallest[1]} px; "
             "the rest was computed on the CPU."
         )
+
+
+@pytest.mark.parametrize(("ndim", "overflows"), [(2, True), (2, False), (3, False)])
+def test_float16_is_tried_once_and_only_where_it_can_be(
+    ndim: int, overflows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers beyond float16, and no room in float32: that would go to and fro for ever."""
+    monkeypatch.setattr(prepared, "empty_cache", lambda _: None)
+    config = UNetConfig(widths=(1, 1), ndim=ndim)
+    loss, grid = config.geometry.halo[0], config.geometry.stride
+    shape = (30, 26, 22)[:ndim]
+    image = np.arange(float(np.prod(shape))).reshape(shape)
+    plan = plan_tiles(shape, config.geometry, config.geometry.size_for([2 * g for g in grid]))
+    ran: list[str] = []
+
+    def network(pixels: Tensor) -> Tensor:
+        ran.append(f"{ready.runtime.device.type} {ready.runtime.precision}")
+        assert len(ran) < 500
+        out = pixels[(..., *[slice(loss, -loss)] * ndim)] + 1
+        return out * torch.nan if overflows and ready.runtime.half else out
+
+    ready = Gpu(network, lambda runtime, _: runtime.device.type != "cpu" and not runtime.half)
+    ready.runtime = Runtime(torch.device("mps"), torch.float32)
+    assert np.array_equal(assemble(ready, image, plan), image + 1)
+    if ndim == 2 and not overflows:
+        assert ran[-1] == "mps float16"
+    else:
+        assert ran[-1] == "cpu float32"
+        assert ran.count("mps float16") == (ndim == 2)
+
+
+def test_on_the_cpu_tiles_are_as_large_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A system may promise a GPU's tile more memory than it has, and then ends the program."""
+    model = random_model(widths=(8, 8))
+    plan = plan_tiles((2000, 2000), model.config.geometry, 1000)
+    smallest = plan.divided(plan.region, plan.stride)
+    steps = []
+    for free in (8 << 30, 100 << 20, 40 << 20, 1):
+        monkeypatch.setattr(devices, "free_memory", lambda _, free=free: free)
+        ready = Prepared(model.network, Runtime(torch.device("meta"), torch.bfloat16))
+        step = ready.step_down(plan, plan.stride)
+        assert ready.runtime == CPU
+        shape = plan.divided(plan.region, step).tile_shape
+        fits = tile_bytes(model.config, shape, "torch", half=False) <= memory_budget(CPU.device)
+        assert fits or shape == smallest.tile_shape
+        steps.append(step)
+    assert steps[0] == plan.step
+    assert steps == sorted(set(steps), reverse=True)
 
 
 def test_the_limit_is_remembered() -> None:

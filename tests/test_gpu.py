@@ -190,6 +190,6 @@ def test_seams_of_the_bundled_model() -> None:
 def test_both_rewritings_are_one_network() -> None:
     model = random_model(widths=WIDTHS, norm="batch")
     given = torch.rand(1, 1, 92, 92, device=GPU)
-    with torch.inference_mode(), devices.arithmetic(tf32=False):
+    with torch.inference_mode(), devices.arithmetic(torch.device("cuda"), tf32=False):
         lean, fused = (made(model.network).to(GPU)(given) for made in (LeanUNet, FusedUNet))
     torch.testing.assert_close(fused, lean, rtol=1e-4, atol=1e-4)

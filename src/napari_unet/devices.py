@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -17,18 +18,33 @@ from napari_unet.options import DEVICES, PRECISIONS
 
 __all__ = [
     "arithmetic",
+    "empty_cache",
     "free_memory",
     "half_precision",
+    "has_kernels",
     "idle_memory",
     "is_out_of_memory",
     "learn_limit",
     "memory_budget",
+    "memory_layout",
     "resolve_device",
     "resolve_precision",
 ]
 
 # Of what is free: other programs want some of it as well, less so on a GPU.
 _SHARE, _SHARE_OF_GPU = 0.5, 0.8
+# What plain RuntimeErrors say: the CPU's allocator, CUDA's, cuDNN's (which says no more than that
+# nothing was found, if the reason was memory), and Metal's.
+_NO_MEMORY = (
+    "not enough memory",
+    "out of memory",
+    "can't allocate",
+    "alloc_failed",
+    "allocation_failed",
+    "unable to find an engine",
+    "invalid buffer size",
+)
+_telling_cudnn = RLock()
 
 
 def resolve_device(name: str = "auto") -> torch.device:
@@ -42,25 +58,47 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises
     ------
     OptionError
-        If there is no such device here.
+        If there is no such device here, or torch has nothing to run on it.
     """
-    have_cuda, have_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    have_mps = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if have_cuda else "mps" if have_mps else "cpu")
+        usable = next((number for number in range(found) if has_kernels(number)), None)
+        if usable is not None:
+            return torch.device("cuda", usable) if usable else torch.device("cuda")
+        return torch.device("mps" if have_mps else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise OptionError(f"There is no device {name!r}; choose {', '.join(DEVICES)}.") from None
-    found = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count() if have_cuda else 0,
-        "mps": int(have_mps),
-    }.get(device.type, 0)
-    if (device.index or 0) >= found:
+    count = {"cpu": 1, "cuda": found, "mps": int(have_mps)}.get(device.type, 0)
+    if (device.index or 0) >= count:
         raise OptionError(
             f"No device {name!r} was found; choose 'cpu', or run `valid-unet doctor` to see why."
         )
+    if device.type == "cuda" and not has_kernels(device.index or 0):
+        raise OptionError(
+            f"This PyTorch ({torch.__version__}) has nothing to run on the device {name!r}; choose "
+            "'cpu', or run `valid-unet doctor` to see what to install."
+        )
     return device
+
+
+def has_kernels(number: int) -> bool:
+    """Whether this PyTorch was built for an NVIDIA GPU: it sees older ones, too, and then fails.
+
+    What was built for a capability runs on that and on later ones of its major version; what is
+    compiled on the spot (``compute_``) on all later ones. AMD's are not looked at.
+    """
+    built = [] if torch.version.hip else torch.cuda.get_arch_list()
+    major, minor = torch.cuda.get_device_capability(number) if built else (0, 0)
+    for name in built:
+        kind, _, digits = name.partition("_")
+        made_for = divmod(int("".join(filter(str.isdigit, digits))), 10)
+        same = made_for[0] == major or kind == "compute"
+        if same and made_for <= (major, minor):
+            return True
+    return not built
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
@@ -82,8 +120,11 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}.")
     if name == "float16" and device.type == "cpu":
         raise OptionError("float16 needs a GPU; choose float32 or bfloat16 on the CPU.")
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    if name == "bfloat16" and old:
+        raise OptionError("bfloat16 needs an NVIDIA GPU from Ampere on; choose float16.")
     if name == "tf32":
-        if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        if device.type != "cuda" or old:
             raise OptionError("tf32 needs an NVIDIA GPU from Ampere on; choose float32.")
         return torch.float32
     dtype = getattr(torch, name)
@@ -92,36 +133,53 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def arithmetic(*, tf32: bool, one_shape: bool = False) -> Iterator[None]:
-    """Compute float32 convolutions on a GPU as they are meant.
+def arithmetic(device: torch.device, *, tf32: bool, one_shape: bool = False) -> Iterator[None]:
+    """Compute float32 convolutions on an NVIDIA GPU as they are meant.
 
-    torch itself lets cuDNN round what is multiplied to 10 bits, unless it is told not to.
+    torch itself lets cuDNN round what is multiplied to 10 bits, unless it is told not to. It is
+    told for the whole process: who else computes on a GPU through this waits.
 
     Parameters
     ----------
+    device : torch.device
+        Where; nothing is done for others than CUDA's.
     tf32 : bool
         Whether that may be.
     one_shape : bool
         Whether there will be many calls of one shape: then cuDNN tries its algorithms first.
     """
-    if not torch.backends.cudnn.is_available():
+    if device.type != "cuda":
         yield
         return
     cudnn: Any = torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    kept["benchmark"] |= one_shape
-    with cudnn.flags(**kept, allow_tf32=tf32):
-        yield
+    with _telling_cudnn:
+        # Not `cudnn.flags`: it fails where anybody has set one of these by its newer name.
+        before = cudnn.conv.fp32_precision, cudnn.benchmark
+        cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+        cudnn.benchmark = before[1] or one_shape
+        try:
+            yield
+        finally:
+            cudnn.conv.fp32_precision, cudnn.benchmark = before
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, or the system, says that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # The CPU allocator and MPS raise plain RuntimeErrors.
     words = str(error).lower()
-    signs = ("not enough memory", "out of memory", "can't allocate", "alloc_failed")
-    return isinstance(error, RuntimeError) and any(sign in words for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in words for sign in _NO_MEMORY)
+
+
+def memory_layout(device: torch.device, ndim: int) -> torch.memory_format:
+    """Choose how maps lie in memory: channels last is faster, on Apple's GPUs it goes wrong.
+
+    There torch's pooling, batch norm and convolutions read such maps wrongly or end the program in
+    training (pytorch/pytorch issues 175189, 175190, 162776).
+    """
+    if device.type == "mps":
+        return torch.contiguous_format
+    return torch.channels_last if ndim == 2 else torch.channels_last_3d
 
 
 def half_precision(device: torch.device) -> torch.dtype:
@@ -133,11 +191,26 @@ def half_precision(device: torch.device) -> torch.dtype:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on the device; a cautious guess where the system does not tell."""
+    if device.type == "cpu":
+        return min(_system_memory(), _container_memory())
+    try:
+        if device.type == "mps":
+            return max(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory(), 0)
+        # What torch keeps for the next tile is as good as free.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # others have so much that torch cannot even begin
+            return 0
+        raise
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give what torch keeps of a GPU's freed memory to other programs."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
-        return max(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory(), 0)
-    return min(_system_memory(), _container_memory())
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def idle_memory(wanted: int | None = None, *, objects: bool = False) -> int:

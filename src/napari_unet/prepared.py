@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from napari_unet.answers import Answer, logits
-from napari_unet.devices import half_precision, is_out_of_memory, learn_limit
+from napari_unet.devices import (
+    empty_cache,
+    half_precision,
+    is_out_of_memory,
+    learn_limit,
+    memory_budget,
+    memory_layout,
+)
 from napari_unet.errors import MemoryLimitError
 from napari_unet.footprint import footprint
 from napari_unet.model import UNet
@@ -19,6 +26,7 @@ from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.libraries import library_predictor
 from napari_unet.predictors.torch_predictor import TorchPredictor
+from napari_unet.sizing import tile_bytes
 from napari_unet.tiling import TilePlan
 
 __all__ = ["Network", "Prepared", "Runtime"]
@@ -109,6 +117,7 @@ class Prepared:
         self.remarks: list[str] = []
         self._predictor: Predictor | None = None
         self._key: kept.Key | None = None
+        self._overflows = False  # as float16
 
     def __enter__(self) -> Self:
         if isinstance(self._network, UNet):
@@ -122,11 +131,14 @@ class Prepared:
         # After a change, it is no longer what its key says.
         if failed is None and self._key is not None and self._predictor is not None:
             kept.keep(self._key, self._predictor, self._idle)
-        self.forget()
+            self._predictor = self._key = None
+        else:
+            self.forget()
 
     def forget(self) -> None:
         """Let go of what is ready, such as after an interruption."""
         self._predictor = self._key = None
+        empty_cache(self.runtime.device)
 
     @property
     def predictor(self) -> Predictor:
@@ -146,8 +158,10 @@ class Prepared:
             except PredictorError as error:
                 self.give_up_library(error)
                 runtime = self.runtime
-        layout = torch.channels_last if network.config.ndim == 2 else torch.channels_last_3d
-        rewritten = FusedUNet if runtime.device.type == "cuda" else LeanUNet
+        layout = memory_layout(runtime.device, network.config.ndim)
+        # AMD's GPUs are CUDA's to torch as well, but have no cuDNN.
+        fuses = runtime.device.type == "cuda" and not torch.version.hip
+        rewritten = FusedUNet if fuses else LeanUNet
         try:
             lean = rewritten(network).to(
                 device=runtime.device,
@@ -174,6 +188,7 @@ class Prepared:
 
     def widen(self) -> None:
         """Go on in float32, after numbers were beyond what float16 holds."""
+        self._overflows = True
         wide = replace(self.runtime, dtype=torch.float32)
         remark = "Numbers beyond float16 came up in the network; it went on in float32."
         self._change(wide, remark)
@@ -201,8 +216,7 @@ class Prepared:
         runtime, size = self.runtime, _by(plan.divided(plan.region, step).tile_shape)
         failed = f"Memory ran out on {_named(runtime.device)} with tiles of {size} px"
         kept.clear()
-        if runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(runtime.device)  # also where the network stays as it is
         smaller = _halved(step, plan.stride)
         if smaller is not None:
             shape = plan.divided(plan.region, smaller).tile_shape
@@ -211,13 +225,35 @@ class Prepared:
             return smaller
         if runtime.device.type == "cpu":
             raise MemoryLimitError(f"{failed}, the smallest there are; close other programs.")
-        if not runtime.half:
-            half = replace(runtime, dtype=half_precision(runtime.device), tf32=False)
+        half = replace(runtime, dtype=half_precision(runtime.device), tf32=False)
+        if not runtime.half and self._has_range(half, len(step)):
             self._change(half, f"{failed}; it went on in {half.precision}.")
             return step
         cpu = Runtime(torch.device("cpu"), torch.float32)
         self._change(cpu, f"{failed}; the rest was computed on the CPU.")
-        return plan.step
+        return self._fitting(plan)
+
+    def _has_range(self, half: Runtime, ndim: int) -> bool:
+        """Whether the network can be computed in half precision."""
+        if half.device.type == "mps" and ndim == 3:
+            return False  # up-convolutions are not: pytorch/pytorch issue 160332
+        return not (self._overflows and half.dtype == torch.float16)
+
+    def _fitting(self, plan: TilePlan) -> tuple[int, ...]:
+        """What tiles may write where the network runs now: as planned, or what there is room for.
+
+        A system that promises more memory than it has ends a program that takes it.
+        """
+        step, runtime = plan.step, self.runtime
+        if not isinstance(self._network, UNet):
+            return step
+        budget = memory_budget(runtime.device)
+        while (smaller := _halved(step, plan.stride)) is not None:
+            shape = plan.divided(plan.region, step).tile_shape
+            if tile_bytes(self._network.config, shape, runtime.predictor, runtime.half) <= budget:
+                break
+            step = smaller
+        return step
 
     def _learn(self, shape: tuple[int, ...]) -> None:
         """Remember for later plans what can be had."""

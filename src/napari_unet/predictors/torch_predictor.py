@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_unet.answers import Answer, logits
-from napari_unet.devices import arithmetic
+from napari_unet.devices import arithmetic, empty_cache, memory_layout
 from napari_unet.errors import Cancelled
 from napari_unet.footprint import KEPT, QUEUED, SMALL
 from napari_unet.predictors import Pending, ShouldStop, heap
@@ -52,7 +53,7 @@ class TorchPredictor:
         self.tf32, self.answer = tf32, answer
         # One is computed, one is there already: the GPU never waits for Python to write.
         self.ahead = QUEUED if device.type == "cuda" else 0
-        self._staging = _Staging(device) if self.ahead else None
+        self._staging = _staging(device) if self.ahead else None
         self._resting = True
 
     def prepare(self, tiles: int, shape: tuple[int, ...]) -> None:
@@ -68,7 +69,12 @@ class TorchPredictor:
         return _OnDemand(self, pixels)
 
     def rest(self, most: int = 0) -> None:
-        """Leave the C library to others as they know it: training would be a tenth slower."""
+        """Give a GPU's memory back unless some may stay; leave the C library as others know it.
+
+        Training would be a tenth slower.
+        """
+        if not most:
+            empty_cache(self.device)
         if not self._resting:  # another may compute by now
             heap.keep(*heap.USUAL)
             self._resting = True
@@ -83,10 +89,10 @@ class TorchPredictor:
     @torch.inference_mode()
     def forward(self, pixels: Tensor, should_stop: ShouldStop = None) -> Tensor:
         """Tiles on the device through the network, to the answer, channels first in memory."""
-        layout = torch.channels_last if pixels.ndim == 4 else torch.channels_last_3d
+        layout = memory_layout(self.device, pixels.ndim - 2)
         given = pixels.to(dtype=self.dtype).contiguous(memory_format=layout)
         del pixels
-        with _interruptible(self.network, should_stop), arithmetic(tf32=self.tf32):
+        with _interruptible(self.network, should_stop), arithmetic(self.device, tf32=self.tf32):
             return self.answer(self.network(given)).contiguous()
 
 
@@ -111,6 +117,12 @@ class _Staging:
 
     def __init__(self, device: torch.device) -> None:
         self.up, self.down = torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+
+@cache
+def _staging(device: torch.device) -> _Staging:
+    """One for all networks: what is kept of a stream's memory is of no use to another stream."""
+    return _Staging(device)
 
 
 class _OnGpu:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from napari_unet.devices import arithmetic, is_out_of_memory, resolve_device, resolve_precision
+from napari_unet.devices import (
+    arithmetic,
+    is_out_of_memory,
+    memory_layout,
+    resolve_device,
+    resolve_precision,
+)
 from napari_unet.errors import CheckpointError, MemoryLimitError
 from napari_unet.model import UNet
 from napari_unet.training.loss import valid_part, weighted_cross_entropy
@@ -44,7 +50,7 @@ class Run:
         self.device = resolve_device(recipe.device)
         self.dtype = _precision(recipe.precision, self.device)
         self.tf32 = recipe.precision == "tf32"
-        self.layout = torch.channels_last if network.config.ndim == 2 else torch.channels_last_3d
+        self.layout = memory_layout(self.device, network.config.ndim)
         self.network = copy.deepcopy(network).to(self.device)
         self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.trim = network.config.geometry.trim
@@ -92,7 +98,7 @@ class Run:
         """
         self.network.train()
         try:
-            with self._randomness(number), arithmetic(tf32=self.tf32, one_shape=True):
+            with self._randomness(number), arithmetic(self.device, tf32=self.tf32, one_shape=True):
                 return self._learn(batch)
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
