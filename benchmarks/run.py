@@ -45,7 +45,12 @@ def parsed() -> argparse.Namespace:
     add("--large", type=int, default=16384, metavar="PX", help="from disk (default: %(default)s)")
     add("--repeat", type=int, default=3, metavar="N", help="runs of each way")
     add("--memory", type=float, default=2.0, metavar="GIB", help="budget (default: %(default)s)")
-    add("--device", default="cpu")
+    add(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="for another GPU than the first set CUDA_VISIBLE_DEVICES (default: %(default)s)",
+    )
     add("--threads", type=int, default=0, help="of the processor (default: torch's)")
     add("--seconds", type=float, default=5.0, help="for each ceiling")
     add("--folder", type=Path, default=None, help="where images are kept between runs")
@@ -122,7 +127,7 @@ class Bench:
         skip = {way for way in WAYS if way.startswith("whole") and needs > _MOST * there}
         if network == "paper":
             skip |= {"instances float32", "instances auto"}
-        kind = self.given.device.split(":")[0]
+        kind = self.given.device
         skip |= set(ONLY_GPU) if kind == "cpu" else set()
         there_are = [*WAYS, *(BARE.get(kind, ()) if bare else ())]
         wanted = self.given.ways or there_are

@@ -724,7 +724,9 @@ def test_doctor(run, bundled):
     assert report["packages"]["numpy"] == np.__version__
 
 
-NO_TORCH = {"version": "2.13.0", "threads": 1, "mps": False, "gpus": [], "built_for": None}
+NO_TORCH = {
+    "version": "2.13.0", "threads": 1, "mps": False, "gpus": [], "unusable": [], "built_for": None,
+}  # fmt: skip
 GPU = "NVIDIA H200, driver 580.1"
 
 
@@ -740,6 +742,12 @@ GPU = "NVIDIA H200, driver 580.1"
             [GPU],
             "NVIDIA H200, 139 GiB (CUDA 13.0)",
             None,
+        ),
+        (
+            {"built_for": "CUDA 13.0", "unusable": ["NVIDIA GTX 1080, 8 GiB"]},
+            [GPU],
+            "not used: NVIDIA GTX 1080, 8 GiB: this PyTorch (CUDA 13.0) cannot use it",
+            "install a PyTorch built for it",
         ),
         ({"mps": True}, [], "Apple's, by Metal (mps)", None),
         ({"error": "no DLL"}, [], "not known", "Install PyTorch anew (no DLL)"),

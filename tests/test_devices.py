@@ -204,6 +204,15 @@ def test_a_gpu_that_others_have_filled_has_no_room(monkeypatch: pytest.MonkeyPat
         free_memory(GPU)
 
 
+def test_volumes_on_apples_gpus_are_computed_in_float32() -> None:
+    mps = torch.device("mps")
+    assert resolve_precision("auto", mps, 3) == torch.float32
+    assert resolve_precision("float16", mps, 2) == torch.float16
+    for name in ("float16", "bfloat16"):
+        with pytest.raises(OptionError, match=f"compute volumes in float32, not {name}"):
+            resolve_precision(name, mps, 3)
+
+
 def test_maps_lie_as_the_device_reads_them_rightly() -> None:
     for device in (torch.device("cpu"), GPU):
         assert memory_layout(device, 2) == torch.channels_last

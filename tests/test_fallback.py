@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import random_model, random_network
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from napari_unet import devices, prepared
 from napari_unet.config import UNetConfig
@@ -22,6 +22,7 @@ from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled, MemoryLimitError
 from napari_unet.options import Options
 from napari_unet.predictors import PredictorError
+from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.torch_predictor import TorchPredictor
 from napari_unet.prepared import Prepared, Runtime
 from napari_unet.segmentation import segment, segment_steps
@@ -206,6 +207,29 @@ def test_float16_is_tried_once_and_only_where_it_can_be(
     else:
         assert ran[-1] == "cpu float32"
         assert ran.count("mps float16") == (ndim == 2)
+
+
+def test_a_model_too_large_for_the_gpu_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(widths=(4, 4), n_classes=1)
+    image = np.random.default_rng(0).random((60, 50))
+    plan = plan_tiles(image.shape, model.config.geometry, 40)
+    wanted = assemble(Prepared(model.network, CPU), image, plan)
+    ready = Prepared(model.network, Runtime(torch.device("meta"), torch.bfloat16))
+
+    def moved(network: nn.Module, device: torch.device, **more: Any) -> nn.Module:
+        if device.type == "meta" or full:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return nn.Module.to(network, device=device, **more)
+
+    full = False
+    monkeypatch.setattr(LeanUNet, "to", moved)
+    assert np.array_equal(assemble(ready, image, plan), wanted)
+    assert ready.remarks == [
+        "The model does not fit into the memory of the GPU; the rest was computed on the CPU."
+    ]
+    full = True
+    with pytest.raises(MemoryLimitError, match="into the memory of the CPU; close other programs"):
+        assemble(Prepared(model.network, CPU), image, plan)
 
 
 def test_on_the_cpu_tiles_are_as_large_as_there_is_room_for(

@@ -12,11 +12,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import random_model
 from replacing import replaced_in_turn
 from safetensors.torch import load_file, save
 from training_support import pairs_of, small_recipe, small_training, write_pairs
 
-from napari_unet.errors import CheckpointError, OptionError, OutputError
+from napari_unet.errors import CheckpointError, MemoryLimitError, OptionError, OutputError
+from napari_unet.model import UNet
 from napari_unet.steps import walk
 from napari_unet.training import job as job_module
 from napari_unet.training.loop import TrainingError, train, train_steps
@@ -64,6 +66,41 @@ def test_a_seed_repeats_to_the_bit_whatever_the_workers(outputs):
     assert runs[0].curves == runs[2].curves
     other = train(**small_training(replace(recipe, seed=1), dropout=0.5))
     assert not same_weights(runs[0].network, other.network)
+
+
+def test_the_random_numbers_of_others_are_left_alone(monkeypatch):
+    """Those of the device are seeded, and put back: `torch.manual_seed` is for all devices."""
+    given = small_training(small_recipe(steps=2), dropout=0.5)
+    monkeypatch.setattr(torch, "manual_seed", None)
+    before = torch.get_rng_state()
+    train(**given)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_memory_that_runs_out_says_what_to_do(monkeypatch):
+    given = small_training(small_recipe(steps=2))
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_learn", full)
+        with pytest.raises(MemoryLimitError, match="a step do not fit on cpu; choose a smaller"):
+            train(**given)
+    monkeypatch.setattr(UNet, "to", full)
+    with pytest.raises(MemoryLimitError, match="the network does not fit on cpu; choose the CPU"):
+        train(**given)
+
+
+def test_a_state_without_a_scale_goes_on_where_there_is_one():
+    """One of the processor, on a GPU that learns in float16."""
+    model = random_model(widths=(4, 4))
+    run = Run(model.network, small_recipe(), 9)
+    tensors, numbers = run.tensors(), run.numbers()
+    other = Run(model.network, small_recipe(), 9)
+    other.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    other.restore(tensors, numbers)
+    assert same_weights(run.network, other.network)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])

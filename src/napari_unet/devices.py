@@ -18,6 +18,7 @@ from napari_unet.options import DEVICES, PRECISIONS
 
 __all__ = [
     "arithmetic",
+    "computes_half",
     "empty_cache",
     "free_memory",
     "half_precision",
@@ -101,8 +102,8 @@ def has_kernels(number: int) -> bool:
     return not built
 
 
-def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Choose the precision of the network's arithmetic.
+def resolve_precision(name: str, device: torch.device, ndim: int = 2) -> torch.dtype:
+    """Choose the precision of the arithmetic of a network with so many spatial axes.
 
     ``auto`` is the half precision that an NVIDIA GPU has units for (bfloat16 from Ampere on,
     float16 on Volta and Turing), else float32; what is fastest on the processor is measured
@@ -118,6 +119,8 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
         return half_precision(device) if capable else torch.float32
     if name not in PRECISIONS:
         raise OptionError(f"precision must be one of {', '.join(PRECISIONS)}, not {name!r}.")
+    if name in ("float16", "bfloat16") and not computes_half(device, ndim):
+        raise OptionError(f"Apple's GPUs compute volumes in float32, not {name}; choose that.")
     if name == "float16" and device.type == "cpu":
         raise OptionError("float16 needs a GPU; choose float32 or bfloat16 on the CPU.")
     old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
@@ -187,6 +190,14 @@ def half_precision(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return torch.float16
     return torch.float16 if device.type == "mps" else torch.bfloat16
+
+
+def computes_half(device: torch.device, ndim: int) -> bool:
+    """Whether a network with so many spatial axes runs in half precision.
+
+    Up-convolutions of volumes are missing on Apple's GPUs (pytorch/pytorch issue 160332).
+    """
+    return device.type != "mps" or ndim < 3
 
 
 def free_memory(device: torch.device) -> int:

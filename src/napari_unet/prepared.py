@@ -11,6 +11,7 @@ from torch import Tensor
 
 from napari_unet.answers import Answer, logits
 from napari_unet.devices import (
+    computes_half,
     empty_cache,
     half_precision,
     is_out_of_memory,
@@ -118,6 +119,7 @@ class Prepared:
         self._predictor: Predictor | None = None
         self._key: kept.Key | None = None
         self._overflows = False  # as float16
+        self._too_large = False  # for the device
 
     def __enter__(self) -> Self:
         if isinstance(self._network, UNet):
@@ -169,11 +171,7 @@ class Prepared:
                 memory_format=layout,  # type: ignore[call-overload]
             )
         except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise MemoryLimitError(
-                    f"The model does not fit into the memory of {_named(runtime.device)}; choose "
-                    "the CPU."
-                ) from error
+            self._too_large = is_out_of_memory(error)
             raise
         return TorchPredictor(lean, runtime.device, runtime.dtype, tf32=runtime.tf32, answer=answer)
 
@@ -214,6 +212,11 @@ class Prepared:
             If nothing smaller is left.
         """
         runtime, size = self.runtime, _by(plan.divided(plan.region, step).tile_shape)
+        if self._too_large:
+            self._too_large = False
+            return self._on_cpu(
+                plan, f"The model does not fit into the memory of {_named(runtime.device)}"
+            )
         failed = f"Memory ran out on {_named(runtime.device)} with tiles of {size} px"
         kept.clear()
         empty_cache(runtime.device)  # also where the network stays as it is
@@ -223,21 +226,25 @@ class Prepared:
             self._learn(shape)
             self._change(runtime, f"{failed}; it went on with {_by(shape)} px.")
             return smaller
-        if runtime.device.type == "cpu":
-            raise MemoryLimitError(f"{failed}, the smallest there are; close other programs.")
         half = replace(runtime, dtype=half_precision(runtime.device), tf32=False)
-        if not runtime.half and self._has_range(half, len(step)):
+        gpu = runtime.device.type != "cpu"
+        if gpu and not runtime.half and self._has_range(half, len(step)):
             self._change(half, f"{failed}; it went on in {half.precision}.")
             return step
+        return self._on_cpu(plan, failed if gpu else f"{failed}, the smallest there are")
+
+    def _on_cpu(self, plan: TilePlan, failed: str) -> tuple[int, ...]:
+        """Go on there; from there, there is nowhere to go."""
+        if self.runtime.device.type == "cpu":
+            raise MemoryLimitError(f"{failed}; close other programs.")
         cpu = Runtime(torch.device("cpu"), torch.float32)
         self._change(cpu, f"{failed}; the rest was computed on the CPU.")
         return self._fitting(plan)
 
     def _has_range(self, half: Runtime, ndim: int) -> bool:
         """Whether the network can be computed in half precision."""
-        if half.device.type == "mps" and ndim == 3:
-            return False  # up-convolutions are not: pytorch/pytorch issue 160332
-        return not (self._overflows and half.dtype == torch.float16)
+        overflows = self._overflows and half.dtype == torch.float16
+        return computes_half(half.device, ndim) and not overflows
 
     def _fitting(self, plan: TilePlan) -> tuple[int, ...]:
         """What tiles may write where the network runs now: as planned, or what there is room for.

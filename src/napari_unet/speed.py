@@ -115,7 +115,7 @@ def choose_engine(
     OptionError
         If that cannot be had.
     """
-    dtype = resolve_precision(precision, device)
+    dtype = resolve_precision(precision, device, config.ndim)
     _check_engine(config, device, engine, dtype)
     if device.type != "cpu":
         return Way("torch", dtype, _gpu_speed(device, dtype))

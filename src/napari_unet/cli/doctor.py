@@ -48,14 +48,16 @@ _LIBRARIES = {
 _GET_TORCH = "https://pytorch.org/get-started/locally/"
 _ASK_TORCH = """
 import json, torch
+from napari_unet.devices import has_kernels
 cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-gpus = []
+gpus, unusable = [], []
 for index in range(torch.cuda.device_count() if cuda else 0):
     properties = torch.cuda.get_device_properties(index)
-    gpus.append(f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    name = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    (gpus if has_kernels(index) else unusable).append(name)
 print("\\n" + json.dumps({
     "version": torch.__version__, "threads": torch.get_num_threads(), "mps": mps, "gpus": gpus,
-    "built_for": torch.version.cuda and "CUDA " + torch.version.cuda
+    "unusable": unusable, "built_for": torch.version.cuda and "CUDA " + torch.version.cuda
     or torch.version.hip and "ROCm " + torch.version.hip,
 }))
 """
@@ -162,6 +164,7 @@ def _torch() -> dict[str, Any]:
         "threads": None,
         "mps": False,
         "gpus": [],
+        "unusable": [],
         "built_for": None,
     }
     if version is None:
@@ -210,6 +213,10 @@ def _gpu(report: dict[str, Any]) -> str:
         return "; ".join(torch["gpus"]) + f" ({torch['built_for']})"
     if torch["mps"]:
         return "Apple's, by Metal (mps)"
+    if torch["unusable"]:
+        return (
+            f"not used: {torch['unusable'][0]}: this PyTorch ({torch['built_for']}) cannot use it"
+        )
     if nvidia and torch["built_for"] is None:
         return f"not used: {nvidia[0]} is there, but this PyTorch is built for the CPU only"
     if nvidia:
@@ -233,6 +240,10 @@ def _advice(report: dict[str, Any]) -> list[str]:
                 "loaded; install the Microsoft Visual C++ Redistributable, or import torch "
                 "before napari."
             )
+    elif torch["unusable"] and not torch["gpus"]:
+        advice.append(
+            f"To use the GPU, install a PyTorch built for it, such as another CUDA's: {_GET_TORCH}"
+        )
     elif nvidia and not torch["gpus"]:
         advice.append(
             f"To use the GPU, install a PyTorch built for CUDA: {_GET_TORCH}"

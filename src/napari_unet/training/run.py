@@ -48,16 +48,16 @@ class Run:
     def __init__(self, network: UNet, recipe: Recipe, total: int) -> None:
         self.recipe = recipe
         self.device = resolve_device(recipe.device)
-        self.dtype = _precision(recipe.precision, self.device)
+        self.dtype = _precision(recipe.precision, self.device, network.config.ndim)
         self.tf32 = recipe.precision == "tf32"
         self.layout = memory_layout(self.device, network.config.ndim)
-        self.network = copy.deepcopy(network).to(self.device)
-        self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.trim = network.config.geometry.trim
-        decay = recipe.average
-        self.mean: AveragedModel = AveragedModel(
-            self.network, multi_avg_fn=_Mean(decay), use_buffers=True
-        )
+        with _enough_memory(f"the network does not fit on {self.device}", "choose the CPU"):
+            self.network = copy.deepcopy(network).to(self.device)
+            self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
+            self.mean: AveragedModel = AveragedModel(
+                self.network, multi_avg_fn=_Mean(recipe.average), use_buffers=True
+            )
         self.optimiser, self.schedule = build_optimiser(
             self.network.parameters(), recipe.optimisation, total
         )
@@ -97,17 +97,14 @@ class Run:
             If the batch does not fit into the device's memory.
         """
         self.network.train()
-        try:
-            with self._randomness(number), arithmetic(self.device, tf32=self.tf32, one_shape=True):
-                return self._learn(batch)
-        except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise MemoryLimitError(
-                    f"Out of memory on {self.device} with {len(batch.images)} tiles of "
-                    f"{' x '.join(map(str, batch.images.shape[2:]))} px a step; choose a smaller "
-                    "tile or fewer tiles a step."
-                ) from error
-            raise
+        size = " x ".join(map(str, batch.images.shape[2:]))
+        tiles = f"{len(batch.images)} tiles of {size} px a step do not fit on {self.device}"
+        with (
+            _enough_memory(tiles, "choose a smaller tile or fewer tiles a step"),
+            self._randomness(number),
+            arithmetic(self.device, tf32=self.tf32, one_shape=True),
+        ):
+            return self._learn(batch)
 
     def _learn(self, batch: Batch) -> float:
         images = batch.images.to(self.device, non_blocking=True)
@@ -175,7 +172,8 @@ class Run:
             self.mean.load_state_dict(parts["mean"])
             unpack_optimiser(self.optimiser, parts["optimiser"], numbers["optimiser"])
             self.schedule.load_state_dict(numbers["schedule"])
-            self.scaler.load_state_dict(numbers["scaler"])
+            if numbers["scaler"]:  # there is none of a device that needs none
+                self.scaler.load_state_dict(numbers["scaler"])
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 "The saved state is of another network; delete it to begin again."
@@ -185,13 +183,13 @@ class Run:
         return pack_optimiser(self.optimiser)
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
+def _precision(name: str, device: torch.device, ndim: int) -> torch.dtype:
     """As for segmenting; but processors with bfloat16 in hardware learn in mixed precision."""
     if name == "auto" and device.type == "cpu":
         found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = found.get("avx512_bf16") or found.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
-    return resolve_precision(name, device)
+    return resolve_precision(name, device, ndim)
 
 
 class _Mean:
@@ -214,8 +212,32 @@ class _Mean:
 
 
 @contextmanager
-def _seeded(device: torch.device, numbers: tuple[int, ...]) -> Iterator[None]:
-    """Seed torch for a while."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+def _enough_memory(what: str, advice: str) -> Iterator[None]:
+    """Say what to do where memory runs out."""
+    try:
         yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise MemoryLimitError(f"Out of memory: {what}; {advice}.") from error
+        raise
+
+
+@contextmanager
+def _seeded(device: torch.device, numbers: tuple[int, ...]) -> Iterator[None]:
+    """Seed torch's random numbers on a device for a while, and no others."""
+    source: Any = torch.default_generator
+    if device.type == "cuda":
+        here = torch.cuda.current_device() if device.index is None else device.index
+        source = torch.cuda.default_generators[here]
+    read, write = (
+        (torch.mps.get_rng_state, torch.mps.set_rng_state)
+        if device.type == "mps"
+        else (source.get_state, source.set_state)
+    )
+    before = read()
+    sow = torch.mps.manual_seed if device.type == "mps" else source.manual_seed
+    try:
+        sow(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        yield
+    finally:
+        write(before)
