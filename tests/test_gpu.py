@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import random_model
 from numpy.typing import NDArray
+from training_support import small_recipe, small_training
 
 from napari_unet import devices
 from napari_unet.answers import classes, probabilities
@@ -17,6 +18,7 @@ from napari_unet.engine import run_tiles
 from napari_unet.errors import Cancelled
 from napari_unet.instances import classes_from
 from napari_unet.options import Options
+from napari_unet.predictors import kept
 from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.prepared import Prepared, Runtime
@@ -24,6 +26,9 @@ from napari_unet.sample import sample_nuclei
 from napari_unet.segmentation import segment, segment_steps
 from napari_unet.sizing import tile_bytes
 from napari_unet.tiling import TilePlan, plan_tiles, read_mirrored
+from napari_unet.training.loop import train
+from napari_unet.training.schedule import Optimisation
+from napari_unet.training.targets import Targets
 from napari_unet.verification import verify
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -193,3 +198,52 @@ def test_both_rewritings_are_one_network() -> None:
     with torch.inference_mode(), devices.arithmetic(torch.device("cuda"), tf32=False):
         lean, fused = (made(model.network).to(GPU)(given) for made in (LeanUNet, FusedUNet))
     torch.testing.assert_close(fused, lean, rtol=1e-4, atol=1e-4)
+
+
+def test_the_next_image_finds_the_room_that_the_last_one_had() -> None:
+    """And after a while without one, other programs do."""
+    kept.clear()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    image = np.tile(sample_nuclei()[0], (8, 8))[:3000, :3000]
+    first, second = (segment(image, "nuclei", Options(device="cuda")).report for _ in range(2))
+    assert second.tile_size == first.tile_size
+    kept._rest()
+    assert torch.cuda.memory_reserved() - before < 64 << 20
+
+
+def test_what_others_told_torch_stays() -> None:
+    cudnn: Any = torch.backends.cudnn
+
+    def told() -> tuple[Any, ...]:
+        return cudnn.conv.fp32_precision, cudnn.benchmark, torch.cuda.get_rng_state().tolist()
+
+    before = told()
+    segment(sample_nuclei()[0], "nuclei", Options(device="cuda", precision="float32"))
+    train(**small_training(small_recipe(device="cuda"), dropout=0.5))
+    assert told() == before
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto", "float16"])
+def test_it_learns_there(precision: str) -> None:
+    recipe = small_recipe(
+        device="cuda", precision=precision, steps=60, every=60, targets=Targets(n_classes=2),
+        optimisation=Optimisation(rate=0.03), average=0.8,
+    )  # fmt: skip
+    result = train(**small_training(recipe, widths=(8, 16)))
+    losses = [loss for _, loss in result.curves.loss]
+    assert np.mean(losses[-10:]) < losses[0] / 2
+
+
+def test_numbers_beyond_float16_are_met_there() -> None:
+    """In the fused network's own kernels, too."""
+    model = random_model(widths=WIDTHS)
+    with torch.no_grad():
+        for parameter in model.network.down.parameters():
+            parameter *= 30
+    image = image_for(model)
+    plan = plan_tiles(image.shape[1:], model.config.geometry, 92)
+    ready = Prepared(model.network, PRECISIONS["float16"], probabilities)
+    found = whole(ready, image, plan)
+    assert ready.runtime.dtype == torch.float32
+    assert np.isfinite(found).all()

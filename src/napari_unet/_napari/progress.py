@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Part", "Update", "duration"]
+from napari_unet.durations import duration
+
+__all__ = ["Part", "Update"]
 
 Part = tuple[slice, ...]
 
@@ -79,11 +81,3 @@ class Update:
             return f"{tiles}, {left}" if self.left > _LONG else tiles
         rate = self.pixels / self.seconds / 1e6
         return f"{tiles}, {left}, {rate:.2g} MPx/s"
-
-
-def duration(seconds: float) -> str:
-    """Say how long, in seconds, minutes or hours."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

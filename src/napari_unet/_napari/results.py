@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from napari_unet._napari.request import Request
 from napari_unet.checkpoint import ClassInfo, Model
+from napari_unet.durations import duration
 from napari_unet.runs import bands
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def in_words(request: Request, segmentation: Segmentation) -> str:
 def _what_was_found(request: Request, segmentation: Segmentation) -> str:
     report = segmentation.report
     place = "the CPU" if report.device.startswith("cpu") else f"the GPU ({report.device})"
-    tail = f"in {report.seconds:.1f} s on {place} ({report.precision})"
+    tail = f"in {duration(report.seconds, tenths=True)} on {place} ({report.precision})"
     if not report.complete:
         tail = f"in the {report.tiles} finished tile{'s' * (report.tiles != 1)}, kept on cancel"
     maps = ""

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QGridLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
-from napari_unet._napari.progress import duration
 from napari_unet._napari.train_news import MEASURES, Done
 from napari_unet._napari.widgets import side_by_side
+from napari_unet.durations import duration
 
 __all__ = ["ResultsView", "rows_of", "verdict"]
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from napari_unet._napari.layers import Placement
 from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected
-from napari_unet._napari.progress import duration
 from napari_unet._napari.runner import Failure, Stopped, Walk, Wish
 from napari_unet._napari.train_news import MEASURES, Done, Shown, TrainUpdate
 from napari_unet._napari.train_order import Order, forget, keep
 from napari_unet.checkpoint import Card, Model, load_model, save_model
+from napari_unet.durations import duration
 from napari_unet.errors import Cancelled, ImageError, MemoryLimitError, OutputError, ValidUNetError
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from napari_unet.durations import duration
 from napari_unet.errors import ValidUNetError
 from napari_unet.options import DEVICES, ENGINES, PRECISIONS
 
@@ -285,9 +286,9 @@ class Bar:
         parts = [f"{done} of {total} tiles"]
         if done:
             speed = progress.pixels / 1e6 / max(progress.seconds, 1e-9)
-            parts += [f"{progress.left:.0f} s left", f"{speed:.2g} MPx/s"]
+            parts += [f"{duration(progress.left)} left", f"{speed:.2g} MPx/s"]
         elif progress.left > 1:
-            parts.append(f"about {progress.left:.0f} s left")
+            parts.append(f"about {duration(progress.left)} left")
         if progress.stage == "objects":
             parts = ["finding objects"]
         self.say(f"{self.name}  [{'#' * filled}{'-' * (24 - filled)}]  {', '.join(parts)}")

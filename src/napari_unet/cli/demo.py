@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from napari_unet.cli.common import Bar, Commands, Parents, load_segmentation
+from napari_unet.durations import duration
 from napari_unet.steps import walk
 
 _FOLDER = Path("valid-unet-demo")
@@ -90,8 +91,9 @@ def _to_files() -> int:
     overlay = np.repeat(grey.astype(np.uint8)[..., None], 3, axis=-1)
     overlay[find_boundaries(result.labels, mode="inner")] = (255, 200, 0)
     write_picture(_FOLDER / "overlay.png", overlay)
+    took = duration(result.report.seconds, tenths=True)
     print(
-        f"{result.report.objects} nuclei in {result.report.seconds:.1f} s; look at "
-        f"{_FOLDER / 'overlay.png'}, or open image.tif and labels.tif beside it in Fiji or napari."
+        f"{result.report.objects} nuclei in {took}; look at {_FOLDER / 'overlay.png'}, or open "
+        "image.tif and labels.tif beside it in Fiji or napari."
     )
     return 0

@@ -24,6 +24,7 @@ from napari_unet.cli.common import (
     print_json,
     spacing_for,
 )
+from napari_unet.durations import duration
 from napari_unet.errors import OptionError, ValidUNetError
 from napari_unet.steps import walk
 
@@ -284,7 +285,7 @@ def _tell(task: _Task, image: ImageFile, result: Segmentation, output: str) -> N
     what = f"{count} object{'s' * (count != 1)}" if output == "instances" else output
     files = " and ".join(str(path) for path in (task.target, task.probabilities) if path)
     print(
-        f"{task.source} -> {files}: {what} in {report.seconds:.1f} s "
+        f"{task.source} -> {files}: {what} in {duration(report.seconds, tenths=True)} "
         f"({report.tiles} tile{'s' * (report.tiles != 1)}, {report.device}, {report.engine}, "
         f"{report.precision}, "
         f"{report.megapixels_per_second:.2g} MPx/s)"

@@ -25,6 +25,7 @@ from napari_unet.cli.training_options import (
     config_of,
     recipe_of,
 )
+from napari_unet.durations import duration
 from napari_unet.errors import Cancelled, ImageError, OptionError
 
 if TYPE_CHECKING:
@@ -216,11 +217,10 @@ def _interruptible() -> Iterator[threading.Event]:
 def _show(bar: Bar, progress: Progress, *, quiet: bool) -> None:
     """Say how far it is: on a terminal a bar, else a line after each look."""
     filled = 24 * progress.step // max(progress.total, 1)
-    left = progress.left
     parts = [f"step {progress.step} of {progress.total}", f"loss {progress.loss:.4f}"]
     if progress.best is not None:
         parts.append(f"best {progress.best:.3f}")
-    parts.append(f"{left / 60:.0f} min left" if left >= 90 else f"{left:.0f} s left")
+    parts.append(f"{duration(progress.left)} left")
     bar.say(f"[{'#' * filled}{'-' * (24 - filled)}]  {', '.join(parts)}")
     if progress.validation is not None and not bar.active and not quiet:
         main = progress.validation.main
