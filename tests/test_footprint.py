@@ -71,8 +71,14 @@ NETWORKS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({}, (476, 508)),
     ({"widths": (64, 128, 256)}, (700, 900)),
     ({"widths": (16, 32, 64, 128), "n_classes": 3, "norm": "batch"}, (1500, 1500)),
+    (
+        {"widths": (24, 48, 96), "up_widths": (16, 32), "n_classes": 3, "norm": "batch"},
+        (1400, 1400),
+    ),
+    ({"widths": (48, 96)}, (800, 800)),
     ({"widths": (32, 64), "up": "linear"}, (700, 1000)),
     ({"widths": (16, 32, 64), "ndim": 3}, (80, 160, 160)),
+    ({"widths": (24, 48), "up_widths": (16,), "ndim": 3}, (56, 100, 120)),
 ]
 
 

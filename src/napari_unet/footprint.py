@@ -16,8 +16,9 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
+from pathlib import Path
 
 from napari_unet.config import UNetConfig
 from napari_unet.levels import Shape, levels, merges
@@ -36,6 +37,9 @@ QUEUED = 2
 # The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
 # back at once (`torch_predictor` tells it to). OpenVINO plans all of its maps in one piece.
 SMALL, KEPT = 4 << 20, 32 << 20
+# Intel's matrix units (AMX) take so many channels at once. Of others OpenVINO copies the map before a
+# convolution of 1 x 1, and of all before an up-convolution, with some room beside.
+_TOGETHER, _BESIDE = 32, 5 / 4
 # ncnn computes with this many channels at once, and lays out that many bytes for each core: more
 # where there are few channels.
 _PACK, _AT_ONCE = 16, (34 << 20, 23 << 20)
@@ -93,9 +97,18 @@ def footprint(
         packed = int(packed * _ON_GPU[half])
     if predictor == "openvino":
         # The logits leave the piece in which the maps have their place.
-        packed += 4 * config.n_classes * prod(walk.levels[0].fourth)
+        packed += 4 * config.n_classes * prod(walk.levels[0].fourth) + walk.copied
     weights = walk.weights()
     return Footprint(walk.flops, packed + weights + _BASE[predictor], weights)
+
+
+@cache
+def _has_matrix_units() -> bool:
+    """Whether the processor has AMX; taken for granted where the system does not tell."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return sys.platform == "win32"
 
 
 @dataclass
@@ -176,6 +189,8 @@ class _Walk:
         # What ncnn uses for a layer, and the weights as it lays them out.
         self.work: list[_Map] = []
         self.laid_out = 0
+        # What OpenVINO copies a map to: one place for all layers.
+        self.copied = 0
         self.flops = 0
 
     def weights(self) -> int:
@@ -235,6 +250,8 @@ class _Walk:
             held = self._rise(level, held, kept.pop())
         if self.predictor == "ncnn":
             self.use(4 * config.widths[0] * prod(self.levels[0].fourth))
+        if config.widths[0] > _TOGETHER and config.widths[0] % _TOGETHER:
+            self.copy(config.widths[0], self.levels[0].fourth)
         logits = self.hold(config.n_classes, self.levels[0].fourth)
         self.free(held)
         self.flops += 2 * config.widths[0] * config.n_classes * prod(self.levels[0].fourth)
@@ -256,6 +273,8 @@ class _Walk:
             return self._join(level, self.replace(once, self.hold(width, at.third)), kept)
         if config.up != "upconv":
             below = self.replace(below, self.hold(source, at.risen))
+        else:
+            self.copy(source, self.levels[level + 1].fourth, _BESIDE)
         risen = self.hold(up, at.risen)
         if self.predictor == "ncnn":
             # Made with a margin that is then cut off, even where it is empty.
@@ -317,6 +336,12 @@ class _Walk:
         last = start + len(parts)
         self.work.append(_Map(whole, start, last))
         self.work += [_Map(part, start + n, start + n) for n, part in enumerate(parts, 1)]
+
+    def copy(self, channels: int, size: Shape, over: float = 1.0) -> None:
+        """Have OpenVINO copy a map for matrix units."""
+        if self.predictor == "openvino" and self.itemsize == 2 and _has_matrix_units():
+            whole = -(-channels // _TOGETHER) * _TOGETHER * prod(size) * self.itemsize
+            self.copied = max(self.copied, int(over * whole))
 
     def hold(self, channels: int, size: Shape, itemsize: int = 0) -> _Map:
         """Allocate a map."""
