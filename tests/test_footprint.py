@@ -78,7 +78,6 @@ NETWORKS: list[tuple[dict[str, Any], tuple[int, ...]]] = [
     ({"widths": (48, 96)}, (800, 800)),
     ({"widths": (32, 64), "up": "linear"}, (700, 1000)),
     ({"widths": (16, 32, 64), "ndim": 3}, (80, 160, 160)),
-    ({"widths": (24, 48), "up_widths": (16,), "ndim": 3}, (56, 100, 120)),
 ]
 
 

@@ -19,6 +19,7 @@ from scipy import ndimage
 
 import napari_unet
 from napari_unet import focus, intensity, maps, runs, segmentation
+from napari_unet.assembly import Assembly
 from napari_unet.checkpoint import Card, ClassInfo, Model
 from napari_unet.engine import run_tiles
 from napari_unet.errors import (
@@ -29,6 +30,7 @@ from napari_unet.errors import (
     OptionError,
 )
 from napari_unet.options import Options
+from napari_unet.plan import plan_job
 from napari_unet.segmentation import Progress, segment, segment_steps
 from napari_unet.tiling import Window
 from napari_unet.verification import verify
@@ -210,6 +212,22 @@ def test_rescaling_brings_labels_back_onto_the_images_grid() -> None:
     part = segment(fine, model, spacing=(0.5, 0.5), region=region, output="classes")
     whole = segment(fine, model, spacing=(0.5, 0.5), output="classes")
     np.testing.assert_array_equal(part.labels, whole.labels[region])
+
+
+@pytest.mark.parametrize("spacing", [0.3, 1.0, 4.0])
+def test_what_is_read_at_once_is_bounded_on_the_finer_grid(
+    spacing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that sees four times as many rows and columns sees 16 times the pixels."""
+    monkeypatch.setattr(runs, "BAND", 2000)
+    model = Model(Card("one", MODEL.config, spacing=(1.0, 1.0)), MODEL.network)
+    job = plan_job(np.zeros((90, 40)), model, Options(spacing=(spacing,) * 2))
+    labels = np.zeros(job.region_shape, np.int32)
+    slabs = list(Assembly(job, labels, None, 0)._slabs(None))
+    sizes = [np.prod(job.grid.centres(window).shape) for _, window in slabs]
+    assert max(sizes) <= 2000
+    assert [row for rows, _ in slabs for row in range(90)[rows]] == list(range(90))
+    assert len(slabs) == {0.3: 2, 1.0: 2, 4.0: 30}[spacing]
 
 
 @pytest.mark.parametrize("output", ["instances", "classes", "probabilities"])

@@ -8,6 +8,7 @@ slab by slab.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,10 @@ class Assembly:
         return inside if self._job.splits else inside + self._job.contour(found)
 
     def _slabs(self, should_stop: ShouldStop) -> Iterator[tuple[slice, Window]]:
-        """Rows of the result, and their window in image pixels."""
-        first = self._job.window.start
-        for rows in bands(self._labels.shape, should_stop):
+        """Rows of the result, fewer where the network's grid is finer; and their window."""
+        first, shape = self._job.window.start, self._labels.shape
+        finer = max(1, ceil(self._job.grid.volume_ratio))
+        for rows in bands((*shape[:-1], finer * shape[-1]), should_stop):
             start = (first[0] + rows.start, *first[1:])
             yield rows, Window(start, (first[0] + rows.stop, *self._job.window.stop[1:]))
 

@@ -37,8 +37,8 @@ QUEUED = 2
 # The C library keeps what smaller pieces of memory took for the next ones, and gives larger ones
 # back at once (`torch_predictor` tells it to). OpenVINO plans all of its maps in one piece.
 SMALL, KEPT = 4 << 20, 32 << 20
-# Intel's matrix units (AMX) take so many channels at once. Of others OpenVINO copies the map before a
-# convolution of 1 x 1, and of all before an up-convolution, with some room beside.
+# Intel's matrix units (AMX) take so many channels at once. Of others OpenVINO copies the map before
+# a convolution of 1 x 1, and of all before an up-convolution, with some room beside.
 _TOGETHER, _BESIDE = 32, 5 / 4
 # ncnn computes with this many channels at once, and lays out that many bytes for each core: more
 # where there are few channels.
