@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import Peak, environment
+from ways import network_of
 
 from napari_unet.checkpoint import Card, Model, load_model
 from napari_unet.config import UNetConfig
@@ -110,7 +111,7 @@ KINDS = {
     "one large tile": Kind(tiled(1500, 1500)),
     "the paper's network": Kind(
         tiled(1500, 1500),
-        lambda: random_model(n_classes=2, widths=(64, 128, 256, 512, 1024)),
+        lambda: network_of("paper"),
         {"output": "classes"},
     ),
 }

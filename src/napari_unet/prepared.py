@@ -27,7 +27,7 @@ from napari_unet.predictors.fused import FusedUNet
 from napari_unet.predictors.lean import LeanUNet
 from napari_unet.predictors.libraries import library_predictor
 from napari_unet.predictors.torch_predictor import TorchPredictor
-from napari_unet.sizing import tile_bytes
+from napari_unet.sizing import halved, shrunk
 from napari_unet.tiling import TilePlan
 
 __all__ = ["Network", "Prepared", "Runtime"]
@@ -220,7 +220,7 @@ class Prepared:
         failed = f"Memory ran out on {_named(runtime.device)} with tiles of {size} px"
         kept.clear()
         empty_cache(runtime.device)  # also where the network stays as it is
-        smaller = _halved(step, plan.stride)
+        smaller = halved(step, plan.stride)
         if smaller is not None:
             shape = plan.divided(plan.region, smaller).tile_shape
             self._learn(shape)
@@ -251,16 +251,11 @@ class Prepared:
 
         A system that promises more memory than it has ends a program that takes it.
         """
-        step, runtime = plan.step, self.runtime
+        runtime = self.runtime
         if not isinstance(self._network, UNet):
-            return step
+            return plan.step
         budget = memory_budget(runtime.device)
-        while (smaller := _halved(step, plan.stride)) is not None:
-            shape = plan.divided(plan.region, step).tile_shape
-            if tile_bytes(self._network.config, shape, runtime.predictor, runtime.half) <= budget:
-                break
-            step = smaller
-        return step
+        return shrunk(self._network.config, plan.step, budget, runtime.predictor, runtime.half)
 
     def _learn(self, shape: tuple[int, ...]) -> None:
         """Remember for later plans what can be had."""
@@ -276,17 +271,6 @@ class Prepared:
             self.forget()
         self.runtime = replace(runtime, batch=1)
         self.remarks.append(remark)
-
-
-def _halved(step: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Half of the largest axis, on the pooling grid; None where there is nothing smaller."""
-    divisible = [axis for axis, (s, grid) in enumerate(zip(step, stride, strict=True)) if s > grid]
-    if not divisible:
-        return None
-    largest = max(divisible, key=lambda axis: step[axis])
-    blocks = step[largest] // stride[largest]
-    half = -(-blocks // 2) * stride[largest]
-    return tuple(half if axis == largest else s for axis, s in enumerate(step))
 
 
 def _named(device: torch.device) -> str:

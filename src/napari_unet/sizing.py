@@ -14,7 +14,7 @@ from napari_unet.footprint import footprint
 from napari_unet.geometry import AxisGeometry
 from napari_unet.levels import Shape
 
-__all__ = ["Sizing", "choose_tile"]
+__all__ = ["Sizing", "choose_tile", "halved", "shrunk", "tile_bytes"]
 
 # Of tiles that cost about the same the smallest is taken: results and a stop come sooner.
 _ABOUT_THE_SAME = 1.02
@@ -125,19 +125,34 @@ def _smallest(
 ) -> Sizing:
     """Halve the tile, at whatever cost in time, until it fits."""
     geometry = config.geometry
-    steps = [min(_steps(*pair)) for pair in zip(geometry.axes, extent, strict=True)]
-    while True:
-        shape = geometry.size_for(steps)
-        peak = tile_bytes(config, shape, engine, half)
-        reducible = [i for i, s in enumerate(steps) if s > geometry.stride[i]]
-        if peak <= budget or not reducible:
-            flops = (
-                _calls(extent, steps) * footprint(config, shape, predictor=engine, half=half).flops
-            )
-            return Sizing(shape, flops, peak, fits=peak <= budget)
-        largest = max(reducible, key=lambda axis: steps[axis])
-        stride = geometry.stride[largest]
-        steps[largest] = ceil(steps[largest] // stride / 2) * stride
+    least = (min(_steps(*pair)) for pair in zip(geometry.axes, extent, strict=True))
+    step = shrunk(config, tuple(least), budget, engine, half)
+    shape = geometry.size_for(step)
+    peak = tile_bytes(config, shape, engine, half)
+    cost = footprint(config, shape, predictor=engine, half=half)
+    return Sizing(shape, _calls(extent, step) * cost.flops, peak, fits=peak <= budget)
+
+
+def shrunk(config: UNetConfig, step: Shape, budget: int, engine: str, half: bool) -> Shape:
+    """Halve what tiles write until one fits, or there is nothing smaller."""
+    geometry = config.geometry
+    while tile_bytes(config, geometry.size_for(step), engine, half) > budget:
+        smaller = halved(step, geometry.stride)
+        if smaller is None:
+            break
+        step = smaller
+    return step
+
+
+def halved(step: Shape, stride: Shape) -> Shape | None:
+    """Half of the largest axis, on the pooling grid; None where there is nothing smaller."""
+    divisible = [axis for axis, (s, grid) in enumerate(zip(step, stride, strict=True)) if s > grid]
+    if not divisible:
+        return None
+    largest = max(divisible, key=lambda axis: step[axis])
+    blocks = step[largest] // stride[largest]
+    half = -(-blocks // 2) * stride[largest]
+    return tuple(half if axis == largest else s for axis, s in enumerate(step))
 
 
 def tile_bytes(config: UNetConfig, shape: tuple[int, ...], engine: str, half: bool) -> int:

@@ -117,6 +117,7 @@ class Runner:
         import torch
 
         from napari_unet.answers import probabilities
+        from napari_unet.devices import idle_memory
         from napari_unet.model import UNet
         from napari_unet.prepared import Prepared
 
@@ -129,7 +130,7 @@ class Runner:
         network.load_state_dict(self._weights[1], assign=True)
         self._network = (
             finding.config,
-            Prepared(network.eval(), self._runtime(), probabilities),
+            Prepared(network.eval(), self._runtime(), probabilities, idle=idle_memory()),
         )
         return self._network[1]
 

@@ -225,17 +225,16 @@ def _enough_memory(what: str, advice: str) -> Iterator[None]:
 @contextmanager
 def _seeded(device: torch.device, numbers: tuple[int, ...]) -> Iterator[None]:
     """Seed torch's random numbers on a device for a while, and no others."""
-    source: Any = torch.default_generator
-    if device.type == "cuda":
-        here = torch.cuda.current_device() if device.index is None else device.index
-        source = torch.cuda.default_generators[here]
-    read, write = (
-        (torch.mps.get_rng_state, torch.mps.set_rng_state)
-        if device.type == "mps"
-        else (source.get_state, source.set_state)
-    )
+    if device.type == "mps":
+        read, write = torch.mps.get_rng_state, torch.mps.set_rng_state
+        sow: Any = torch.mps.manual_seed
+    else:
+        source: Any = torch.default_generator
+        if device.type == "cuda":
+            here = torch.cuda.current_device() if device.index is None else device.index
+            source = torch.cuda.default_generators[here]
+        read, write, sow = source.get_state, source.set_state, source.manual_seed
     before = read()
-    sow = torch.mps.manual_seed if device.type == "mps" else source.manual_seed
     try:
         sow(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         yield
