@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("napari")
 
@@ -27,6 +28,7 @@ from test_dock_running import STALL, Heart
 
 from napari_unet._napari.dock import UNetDock
 from napari_unet.checkpoint import load_model
+from napari_unet.training.run import Run
 
 __all__ = ["dock", "fresh_settings", "gated", "held", "teachable"]  # fixtures
 
@@ -81,6 +83,22 @@ def test_no_training_beside_a_segmentation(teachable: UNetDock, held: Held, qtbo
     assert "A segmentation is running" in teachable.training.controls.answer.text()
     held.gate.set()
     finish(teachable, qtbot)
+
+
+def test_memory_that_runs_out_names_what_the_page_has(
+    teachable: UNetDock, qtbot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Run, "_learn", full)
+    page = teachable.training
+    page.train()
+    finish_training(teachable, qtbot)
+    assert page.failed
+    assert page.controls.answer.text() == (
+        "Out of memory on cpu; choose the CPU under Advanced, or close other programs."
+    )
 
 
 def test_a_pause_stops_the_steps(begun: UNetDock, gated: Gated, qtbot: Any) -> None:

@@ -85,10 +85,14 @@ def test_memory_that_runs_out_says_what_to_do(monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_learn", full)
-        with pytest.raises(MemoryLimitError, match="a step do not fit on cpu; choose a smaller"):
+        with pytest.raises(
+            MemoryLimitError, match=r"^Out of memory on cpu with 2 tiles .* a step; choose"
+        ):
             train(**given)
     monkeypatch.setattr(UNet, "to", full)
-    with pytest.raises(MemoryLimitError, match="the network does not fit on cpu; choose the CPU"):
+    with pytest.raises(
+        MemoryLimitError, match=r"^Out of memory on cpu with the network alone; close"
+    ):
         train(**given)
 
 

@@ -52,7 +52,8 @@ class Run:
         self.tf32 = recipe.precision == "tf32"
         self.layout = memory_layout(self.device, network.config.ndim)
         self.trim = network.config.geometry.trim
-        with _enough_memory(f"the network does not fit on {self.device}", "choose the CPU"):
+        instead = "close other programs" if self.device.type == "cpu" else "choose the CPU"
+        with _enough_memory(self.device, "the network alone", instead):
             self.network = copy.deepcopy(network).to(self.device)
             self.network.to(memory_format=self.layout)  # type: ignore[call-overload]
             self.mean: AveragedModel = AveragedModel(
@@ -98,9 +99,9 @@ class Run:
         """
         self.network.train()
         size = " x ".join(map(str, batch.images.shape[2:]))
-        tiles = f"{len(batch.images)} tiles of {size} px a step do not fit on {self.device}"
+        tiles = f"{len(batch.images)} tiles of {size} px a step"
         with (
-            _enough_memory(tiles, "choose a smaller tile or fewer tiles a step"),
+            _enough_memory(self.device, tiles, "choose a smaller tile or fewer tiles a step"),
             self._randomness(number),
             arithmetic(self.device, tf32=self.tf32, one_shape=True),
         ):
@@ -212,13 +213,13 @@ class _Mean:
 
 
 @contextmanager
-def _enough_memory(what: str, advice: str) -> Iterator[None]:
-    """Say what to do where memory runs out."""
+def _enough_memory(device: torch.device, what: str, advice: str) -> Iterator[None]:
+    """Say what to do where memory runs out; the dock puts its own advice behind the device."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise MemoryLimitError(f"Out of memory: {what}; {advice}.") from error
+            raise MemoryLimitError(f"Out of memory on {device} with {what}; {advice}.") from error
         raise
 
 
