@@ -295,6 +295,7 @@ def test_settings_survive(dock: UNetDock, qtbot: Any, tmp_path: Path) -> None:
     result_of(dock, qtbot)
     again = UNetDock(dock.viewer)
     qtbot.addWidget(again)
+    assert again.controls.more.isChecked(), "what was chosen there is in force"
     assert again.controls.output.value == "classes"
     assert again.controls.tile_size.value == 256
     assert again.controls.memory.value == 2.5
@@ -305,6 +306,14 @@ def test_settings_survive(dock: UNetDock, qtbot: Any, tmp_path: Path) -> None:
     assert "tile_size: 256" in stored
     assert "memory: 2.5" in stored
     assert "engine: torch" in stored
+    again._let_go()
+
+
+def test_nothing_is_unfolded_that_is_as_usual(dock: UNetDock, qtbot: Any) -> None:
+    dock.controls.output.value = "classes"  # in sight anyway
+    again = UNetDock(dock.viewer)
+    qtbot.addWidget(again)
+    assert not again.controls.more.isChecked()
     again._let_go()
 
 

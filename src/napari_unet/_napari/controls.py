@@ -30,6 +30,7 @@ __all__ = ["Controls"]
 
 # Values of the number boxes that stand for "the model's own".
 _MODEL_THRESHOLD, _MODEL_SIZE = 0.0, -1
+_USUAL = Saved()
 
 
 class Controls(QWidget):
@@ -274,6 +275,11 @@ class Controls(QWidget):
             # A library may have been uninstalled since.
             gone = box is self.engine and value not in self.engine.choices
             box.value = "auto" if gone else value
+
+    def show_unusual(self, saved: Saved) -> None:
+        """Unfold what decides how the next run goes, if it is not as usual."""
+        deep = [name for name, box in self._kept().items() if box.native in self._deep]
+        self.more.setChecked(any(getattr(saved, name) != getattr(_USUAL, name) for name in deep))
 
     def show_defaults(self, settings: Mapping[str, float]) -> None:
         """Return to the model's own threshold and size, and say what they are."""

@@ -76,7 +76,9 @@ class UNetDock(QWidget):
         self._arrange()
         self._connect()
         self._on_theme()
-        self.controls.show_saved(self.settings.saved)
+        saved = self.settings.saved
+        self.controls.show_saved(saved)
+        self.controls.show_unusual(saved)
         self.controls.show_running(False)
         self.controls.show_answer("")
         self.models.open_last()
