@@ -44,8 +44,13 @@ class Window:
             stdout=self.log,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            # Models that are trained here are not those of whoever runs the tests.
-            env={**os.environ, "XDG_DATA_HOME": str(folder / "data")},
+            # Neither the models that are trained here nor what the dock remembers reach another
+            # window: the tiny tiles of the first test cost the second one 65 s a run, or 120.
+            env={
+                **os.environ,
+                "XDG_DATA_HOME": str(folder / "data"),
+                "NAPARI_CONFIG": str(folder / "settings.yaml"),
+            },
         )
 
     def close(self) -> None:
