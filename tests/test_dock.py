@@ -317,6 +317,19 @@ def test_nothing_is_unfolded_that_is_as_usual(dock: UNetDock, qtbot: Any) -> Non
     again._let_go()
 
 
+def test_opening_the_dock_writes_no_settings(dock: UNetDock, qtbot: Any) -> None:
+    dock.controls.precision.value, dock.controls.tile_size.value = "float32", 256
+    written: list[Any] = []
+    group = get_plugin_settings("napari-valid-unet").segmentation
+    group.events.connect(written.append)
+    again = UNetDock(dock.viewer)
+    qtbot.addWidget(again)
+    assert (again.controls.precision.value, again.controls.tile_size.value) == ("float32", 256)
+    assert not written
+    group.events.disconnect(written.append)
+    again._let_go()
+
+
 def test_preferences_and_dock_show_the_same(dock: UNetDock) -> None:
     group = get_plugin_settings("napari-valid-unet").segmentation
     group.precision = "bfloat16"

@@ -43,7 +43,19 @@ class OutputError(ValidUNetError):
 
 
 class MemoryLimitError(ValidUNetError):
-    """The device has too little memory for one tile."""
+    """The device has too little memory for one tile.
+
+    Parameters
+    ----------
+    message : str
+        One sentence that says what to do next.
+    device : str
+        Where a training ran out of it, for those who have other advice to give; else empty.
+    """
+
+    def __init__(self, message: str, device: str = "") -> None:
+        super().__init__(message)
+        self.device = device
 
 
 class Cancelled(ValidUNetError):

@@ -74,11 +74,12 @@ class UNetDock(QWidget):
             self,
         )
         self._arrange()
-        self._connect()
         self._on_theme()
         saved = self.settings.saved
         self.controls.show_saved(saved)
         self.controls.show_unusual(saved)
+        # Only now: what is shown is stored already.
+        self._connect()
         self.controls.show_running(False)
         self.controls.show_answer("")
         self.models.open_last()

@@ -113,10 +113,11 @@ def teach(
         return Stopped()
     except MemoryLimitError as error:
         logger.warning("The training stopped.", exc_info=True)
-        return Failure(
-            f"{str(error).partition(' with ')[0]}; choose the CPU under Advanced, or close other "
-            "programs."
-        )
+        if not error.device:
+            return Failure(str(error))
+        # The page has no size of tiles, which a step's own advice is about.
+        elsewhere = "" if error.device == "cpu" else "choose the CPU under Advanced, or "
+        return Failure(f"Out of memory on {error.device}; {elsewhere}close other programs.")
     except ValidUNetError as error:
         return Failure(str(error))
     except MemoryError:

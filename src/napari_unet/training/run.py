@@ -214,12 +214,13 @@ class _Mean:
 
 @contextmanager
 def _enough_memory(device: torch.device, what: str, advice: str) -> Iterator[None]:
-    """Say what to do where memory runs out; the dock puts its own advice behind the device."""
+    """Say what to do where memory runs out."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise MemoryLimitError(f"Out of memory on {device} with {what}; {advice}.") from error
+            message = f"Out of memory on {device} with {what}; {advice}."
+            raise MemoryLimitError(message, device.type) from error
         raise
 
 
