@@ -115,6 +115,9 @@ def test_a_tile_that_is_late_is_said_to_be() -> None:
     assert further.in_words(8) == "1 of 2 tiles, longer than expected, 2 MPx/s\nMemory ran out."
     unknown = Update((), 0, 9, 0.1, 0, "network")
     assert unknown.in_words(60) == "0 of 9 tiles"
+    last = Update((), 9, 9, 20, 9, "objects")
+    assert last.in_words(1) == "finding the objects"
+    assert last.in_words(8) == "finding the objects, 8 s so far"
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ class Update:
         """``12 of 20 tiles, 3 s left, 1.2 MPx/s``, and below it the last remark.
 
         Before the first tile: ``0 of 20 tiles, about 8 s left``, or where that was wrong
-        ``0 of 20 tiles, longer than expected``.
+        ``0 of 20 tiles, longer than expected``. After the last one, on large images:
+        ``finding the objects, 8 s so far``.
 
         Parameters
         ----------
@@ -70,7 +71,8 @@ class Update:
 
     def _tiles(self, since: float) -> str:
         if self.stage == "objects":
-            return "finding the objects"
+            gone = f", {duration(since)} so far" if since > _LONG else ""
+            return f"finding the objects{gone}"
         tiles = f"{self.done} of {self.total} tile{'s' * (self.total != 1)}"
         left = f"{duration(max(self.left - since, 0))} left"
         if self.left and since > self.left + _LATE:
