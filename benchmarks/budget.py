@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import Peak, environment
+from measure import Peak, environment, in_subprocess
 from ways import network_of
 
 from napari_unet.checkpoint import Card, Model, load_model
@@ -160,13 +159,12 @@ def main() -> int:
         return 0
     rows = []
     for job in given.jobs:
-        command = [sys.executable, __file__, "--child", "--jobs", job]
-        command += ["--memory", str(given.memory), "--precision", given.precision]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{job}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        how = ("--memory", str(given.memory), "--precision", given.precision)
+        row = in_subprocess(__file__, "--child", "--jobs", job, *how)
+        if "error" in row:
+            print(f"{job}: {row['error']}", file=sys.stderr)
             return 1
-        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        rows.append(row)
         held = "holds" if rows[-1]["share"] <= 1 else "FAILS"
         print(f"{held} | {job}: {rows[-1]['share']:.3f} of {given.memory} MiB", flush=True)
     document = {"environment": environment("cpu"), "rows": rows}

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Peak", "environment", "image_file", "peak_in_subprocess"]
+__all__ = ["Peak", "environment", "image_file", "in_subprocess", "peak_in_subprocess"]
 
 _PACKAGES = (
     "napari-valid-unet", "torch", "openvino", "ncnn", "monai", "numpy", "scipy", "scikit-image"
@@ -133,7 +133,12 @@ def peak_in_subprocess(
         "memory": memory,
         "threads": threads,
     }
-    command = [sys.executable, str(Path(__file__)), json.dumps(arguments)]
+    return in_subprocess(__file__, json.dumps(arguments))
+
+
+def in_subprocess(script: str, *arguments: str) -> dict[str, Any]:
+    """Run a script in a process of its own; return the JSON of its last line, or an `error`."""
+    command = [sys.executable, script, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
