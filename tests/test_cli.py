@@ -443,6 +443,47 @@ def test_patterns_as_windows_passes_them(run, tmp_path, cells, models):
     assert "No file matches" in err
 
 
+def test_names_that_are_none(run, tmp_path, cells, models):
+    words = ("-o", f"{tmp_path}/out/", "--model", models["nuclei"])
+    status, _, err = run("segment", tmp_path / "**.tif", *words)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is no pattern for files" in err
+    # One that cannot be looked at does not keep the others from being segmented.
+    status, _, err = run("segment", tmp_path / ("x" * 300), cells, *words)
+    assert (status, err.count("\n")) == (4, 1)
+    assert "File name too long" in err
+    assert (tmp_path / "out" / "cells_labels.tif").exists()
+    status, _, err = run("segment", "~nobody.tif", *words)  # a name as any other
+    assert (status, err) == (4, "valid-unet: There is no file ~nobody.tif; check the path.\n")
+
+
+def test_what_cannot_be_written_is_told_before_the_network_runs(
+    run, tmp_path, models, monkeypatch, zarr_image
+):
+    monkeypatch.setattr(FORWARD, failing(AssertionError("the network ran")))
+    stack = tmp_path / "stack.tif"
+    tifffile.imwrite(stack, np.zeros((3, 50, 50), np.uint8), imagej=True, metadata={"axes": "TYX"})
+    words = ("--model", models["nuclei"], "--engine", "torch")
+    status, _, err = run("segment", stack, "-o", tmp_path / "out.png", *words)
+    assert (status, err) == (
+        4,
+        "valid-unet: out.png: a PNG holds one plane; choose .tif for a stack.\n",
+    )
+    before = sorted(zarr_image.rglob("*"))
+    status, _, err = run("segment", zarr_image / "0", "-o", zarr_image, *words)
+    assert status == 4
+    assert "holds the image itself" in err
+    assert sorted(zarr_image.rglob("*")) == before
+
+
+@pytest.fixture
+def zarr_image(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    path = tmp_path / "image.zarr"
+    zarr.open_group(path, mode="w", zarr_format=2).create_array("0", data=np.ones((50, 60)))
+    return path
+
+
 @pytest.mark.parametrize("output", ["classes", "probabilities"])
 def test_other_outputs(run, tmp_path, cells, models, output):
     status, _, _ = run(
@@ -488,6 +529,18 @@ def test_channels(run, tmp_path, models):
     front = ("segment", tmp_path / "front.npy", "-o", tmp_path / "b.npy", "--axes", "CYX")
     assert run(*front, *words)[0] == 0
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+
+
+def test_several_coloured_pictures_are_no_grey_ones(run, tmp_path, models):
+    # Each row would be a picture of three columns.
+    colours = RANDOM.integers(0, 255, (3, 60, 50, 3)).astype(np.uint8)
+    np.save(tmp_path / "pages.npy", colours)
+    tifffile.imwrite(tmp_path / "pages.tif", colours, photometric="rgb", metadata=None)
+    for name in ("pages.npy", "pages.tif"):
+        words = (tmp_path / name, "-o", tmp_path / "a.tif", "--model", models["nuclei"])
+        status, _, err = run("segment", *words)
+        assert status == 4
+        assert "The image has 3 channels, the model takes 1" in err
 
 
 def test_equal_channels_are_grey(run, tmp_path, models):
@@ -645,9 +698,33 @@ def test_evaluate_files(run, tmp_path):
         *("found.png", "0.6667", "0.5000", "0.5000", "0.09000", "1", "2")
     ]
     np.save(tmp_path / "other.npy", found[:5])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "is_dir", failing(PermissionError(13, "Permission denied", "found")))
+        status, _, err = run("evaluate", tmp_path / "found.png", tmp_path / "truth.tif")
+    assert (status, err) == (
+        *(4, "valid-unet: found: Permission denied; check the path and its permissions.\n"),
+    )
     status, _, err = run("evaluate", tmp_path / "other.npy", tmp_path / "truth.tif")
     assert status == 4
     assert "other.npy has shape (5, 20) but truth.tif has (20, 20)" in err
+
+
+@pytest.mark.parametrize("planes", [(), (2,)])
+def test_time_points_are_evaluated_each_for_itself(run, tmp_path, planes):
+    frame = np.zeros((*planes, 20, 20), np.uint16)
+    frame[..., 2:8, 2:8], frame[..., 12:18, 2:8] = 1, 2
+    axes = "TZYX" if planes else "TYX"
+    for name, frames in (
+        ("tracked", [frame, frame, frame]),  # a cell keeps its number
+        ("counted", [np.where(frame, frame + 2 * t, 0) for t in range(3)]),
+    ):
+        array = np.stack(frames).astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"{name}.tif", array, imagej=True, metadata={"axes": axes})
+    names = tmp_path / "counted.tif", tmp_path / "tracked.tif"
+    status, text, _ = run("evaluate", *names, "--json")
+    report = json.loads(text)
+    assert status == 0
+    assert (report["f1_50"], report["objects"], report["truth_objects"]) == (1, 6, 6)
 
 
 def test_evaluate_membranes(run, tmp_path):

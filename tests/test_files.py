@@ -412,6 +412,73 @@ def test_read_labels(tmp_path):
             read_labels(tmp_path / name)
 
 
+@pytest.mark.parametrize("lead", [(), (3,), (4,), (6,), (2, 3), (2, 4), (2, 5), (5, 2)])
+def test_labels_that_napari_saved_are_read(tmp_path, lead):
+    from napari_builtins.io import napari_write_labels
+
+    # tifffile takes three or four planes for the colours of one, and names no axis.
+    labels = pixels(*lead, 30, 40).astype(np.int32)
+    path = napari_write_labels(str(tmp_path / "corrected.tif"), labels, {})
+    np.testing.assert_array_equal(read_labels(path), labels)
+
+
+def test_labels_that_are_numbers_of_colours_are_read(tmp_path):
+    labels = pixels(8, 9, dtype=np.uint8) % 4
+    picture = Image.fromarray(labels).convert("P")
+    picture.putdata(labels.ravel().tolist())
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0])
+    picture.save(tmp_path / "voc.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "voc.png"), labels)
+    assert read_image(tmp_path / "voc.png").axes == "YXC"  # an image has its colours
+
+
+@pytest.mark.parametrize("compression", [None, "group4"])
+def test_a_mask_of_single_bits_is_no_negative(tmp_path, compression):
+    if compression:
+        pytest.importorskip("imagecodecs")
+    mask = pixels(20, 30) > 3000
+    Image.fromarray(mask).save(tmp_path / "mask.tif", compression=compression)
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.tif"), mask)
+    grey = pixels(20, 30)
+    tifffile.imwrite(tmp_path / "grey.tif", grey, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.tif").data, grey)
+
+
+def test_opacity_is_dropped(tmp_path):
+    grey = pixels(20, 30)
+    tifffile.imwrite(
+        tmp_path / "grey.tif",
+        np.stack([grey, np.full_like(grey, 65535)], -1),
+        photometric="minisblack",
+        extrasamples=["unassalpha"],
+        planarconfig="contig",
+    )
+    image = read_image(tmp_path / "grey.tif")
+    assert image.axes == "YX"
+    np.testing.assert_array_equal(image.data, grey)
+
+
+def test_a_file_that_is_missing_of_a_set_is_told(tmp_path):
+    unit = "urn:uuid:00000000-0000-0000-0000-00000000000"
+    planes = "".join(
+        f'<TiffData FirstT="{t}" IFD="0" PlaneCount="1"><UUID FileName="t{t}.ome.tif">{unit}{t}'
+        "</UUID></TiffData>"
+        for t in range(3)
+    )
+    for t in range(3):
+        xml = (
+            '<?xml version="1.0"?><OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" '
+            f'UUID="{unit}{t}"><Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYZCT" '
+            'Type="uint16" SizeX="20" SizeY="20" SizeZ="1" SizeC="1" SizeT="3">'
+            f"{planes}</Pixels></Image></OME>"
+        )
+        tifffile.imwrite(tmp_path / f"t{t}.ome.tif", pixels(20, 20), description=xml, metadata=None)
+    assert read_image(tmp_path / "t0.ome.tif").data.shape == (3, 20, 20)
+    (tmp_path / "t2.ome.tif").unlink()
+    with pytest.raises(ImageError, match=r"t2\.ome\.tif cannot be read; put it beside the others"):
+        read_image(tmp_path / "t0.ome.tif")
+
+
 AXES = ["YX", "ZYX", "TYX", "TZYX"]
 
 
@@ -573,6 +640,11 @@ def test_check_output(tmp_path):
         check_output(tmp_path / "folder.tif")
     with pytest.raises(ImageError, match="PNG cannot hold probabilities"):
         check_output(tmp_path / "a.png", probabilities=True)
+    (tmp_path / "image.zarr" / "0").mkdir(parents=True)
+    with pytest.raises(ImageError, match="holds the image itself"):
+        check_output(tmp_path / "image.zarr", tmp_path / "image.zarr" / "0")
+    with pytest.raises(ImageError, match="a PNG holds one plane; choose"):
+        check_output(tmp_path / "a.png", ndim=3)
     with pytest.raises(OutputError, match=r"cells.tif is not a folder; choose another place"):
         check_output(source / "a.tif")
 

@@ -19,7 +19,7 @@ from napari_unet.card import Card, ClassInfo
 from napari_unet.checkpoint import Model, load_model, read_card, save_model
 from napari_unet.cli import main
 from napari_unet.config import UNetConfig
-from napari_unet.errors import ImageError, OptionError
+from napari_unet.errors import ImageError, OptionError, OutputError
 from napari_unet.intensity import fit_intensity
 from napari_unet.segmentation import segment
 from napari_unet.training.dataset import common_spacing, hold_out, to_samples
@@ -327,6 +327,10 @@ def test_classes_and_volumes_can_be_trained(tmp_path, capsys):
         (["--widths", "a,b"], 2, "--widths is numbers"),
         (["--classes", "a"], 2, "two classes"),
         (["--rate", "-1"], 2, "learning rate"),
+        (["--rate", "0"], 2, "learning rate is above 0 and below 100"),
+        (["--from", "nuclei", "--no-contour"], 2, "about a new network"),
+        (["--from", "nuclei", "--ndim", "2"], 2, "about a new network"),
+        (["--report", "labels.tif"], 2, "A report is an .html file"),
         (["--resume"], 4, "to resume from"),
     ],
 )
@@ -338,6 +342,26 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, arguments, status, words
     assert len(lines) == 1
     assert words in lines[0]
     assert not out.exists()
+
+
+def test_a_report_that_cannot_be_written_leaves_the_model(tmp_path, capsys, monkeypatch):
+    images, labels = write_pairs(tmp_path, 2)
+    out = tmp_path / "new.safetensors"
+    words = (images, labels, "-o", out, "--steps", "1", "--val", "0")
+    # Where nothing can ever be written is told before the training.
+    assert run(*words, "--report", next(images.iterdir()) / "a.html") == 4
+    assert "is not a folder" in capsys.readouterr().err
+
+    def full(*_args, **_options):
+        raise OutputError("The disk is full; free some space.")
+
+    monkeypatch.setattr("napari_unet.training.report.write_report", full)
+    assert run(*words) == 0
+    said = capsys.readouterr()
+    assert said.err == "valid-unet: The disk is full; free some space.\n"
+    assert "new.safetensors was written." in said.out
+    assert out.exists()
+    assert not list(tmp_path.glob("*.training"))
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch):

@@ -132,7 +132,9 @@ def resolve_axes(
 def _guess(shape: tuple[int, ...], ndim: int, channels: int) -> str:
     """Axes of an image that came without names."""
     spatial = "ZYX"[-ndim:]
-    rgb = channels == 1 and len(shape) == ndim + 1 and shape[-1] in _RGB and shape[0] > max(_RGB)
+    # Of several pictures, too: else each row would be taken for a picture of three columns.
+    coloured = shape[-1] in _RGB and min(shape[-3:-1]) > max(_RGB)
+    rgb = channels == 1 and len(shape) > ndim and coloured
     channel = "C" if channels > 1 or rgb else ""
     lead = len(shape) - ndim - len(channel)
     if lead < 0:

@@ -32,6 +32,7 @@ from napari_unet.card import Card, ClassInfo
 from napari_unet.config import UNetConfig
 from napari_unet.errors import CheckpointError, OptionError
 from napari_unet.importers import DESCRIPTIONS, Origin, import_checkpoint, is_safetensors
+from napari_unet.paths import user_path
 from napari_unet.safetensors_file import read_whole
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def find_checkpoint(name: str | os.PathLike[str]) -> Path:
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)]
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_file() and not any((path / name).is_file() for name in DESCRIPTIONS):
         raise CheckpointError(
             f"There is no checkpoint {str(name)!r}; give the path of a checkpoint file or one "

@@ -23,6 +23,7 @@ from napari_unet._napari.train_saved import file_name
 from napari_unet._napari.train_session import TrainSession
 from napari_unet.checkpoint import save_model
 from napari_unet.errors import ValidUNetError
+from napari_unet.paths import user_path
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -166,7 +167,7 @@ class TrainPage(QObject):
         self._look_for_interrupted()
 
     def _folder(self) -> Path:
-        return Path(self.controls.folder.text().strip() or ".").expanduser()
+        return user_path(self.controls.folder.text().strip() or ".")
 
     def _suggest_name(self, *_: object) -> None:
         """Name the new model after the old one and the image, unless a person has named it."""

@@ -23,6 +23,7 @@ from napari_unet._napari.train_order import Order, forget, keep
 from napari_unet.checkpoint import Card, Model, load_model, save_model
 from napari_unet.durations import duration
 from napari_unet.errors import Cancelled, ImageError, MemoryLimitError, OutputError, ValidUNetError
+from napari_unet.paths import user_path
 
 if TYPE_CHECKING:
     from napari_unet.training.loop import Progress, Trained
@@ -189,7 +190,7 @@ def _plan(order: Order, start: Model | None, pairs: list[Pair]) -> TrainingPlan:
 
     choices = order.choices
     ndim = choices.ndim if start is None else start.config.ndim
-    files = find_saved(Path(choices.replay).expanduser()) if choices.replay else []
+    files = find_saved(user_path(choices.replay)) if choices.replay else []
     if start is None and files:
         raise ImageError(
             "A replay set belongs to an older model; clear it under Advanced, or start from one."

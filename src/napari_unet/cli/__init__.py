@@ -115,6 +115,11 @@ def _guarded(arguments: argparse.Namespace) -> int:
         # Whoever read the output has seen enough, such as `head`; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A folder that may not be looked into, a name that is too long, a full disk.
+        place = f"{error.filename}: " if error.filename else ""
+        words = f"{place}{error.strerror or error}; check the path and its permissions."
+        return _failed(arguments, error, words, _BAD_INPUT)
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback on screen
         words = (
             f"an unexpected error, which is a bug: {type(error).__name__}: {error} - run it again "

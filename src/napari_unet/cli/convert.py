@@ -15,6 +15,7 @@ from napari_unet.cli.common import (
     table,
 )
 from napari_unet.errors import OptionError
+from napari_unet.paths import user_path
 
 _DESCRIPTION = """\
 Write a checkpoint in the native format: weights, network, normalisation and where each fact comes
@@ -49,7 +50,7 @@ def add_parser(commands: Commands, parents: Parents) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read, write, and say what was read, inferred and assumed."""
-    target = arguments.target.expanduser()
+    target = user_path(arguments.target)
     if target.suffix != ".safetensors":
         raise OptionError(f"{target.name} has to end in .safetensors; choose another name.")
     load_segmentation()

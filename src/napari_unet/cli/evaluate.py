@@ -6,10 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from napari_unet.cli.common import Commands, Parents, add_json, print_json, table
 from napari_unet.errors import ImageError
+from napari_unet.paths import user_path
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _DESCRIPTION = """\
 Compare label images with the truth, object by object, as the 2018 Data Science Bowl did: two
@@ -74,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the scores."""
     from napari_unet.evaluate import aggregate
 
-    labels, truth = arguments.labels.expanduser(), arguments.truth.expanduser()
+    labels, truth = user_path(arguments.labels), user_path(arguments.truth)
     folders = _is_folder(labels), _is_folder(truth)
     if folders[0] != folders[1]:
         raise ImageError("LABELS and TRUTH must both be files, or both be folders of files.")
@@ -111,15 +115,33 @@ def _is_folder(path: Path) -> bool:
 
 def _compare(labels: Path, truth: Path) -> dict[str, float]:
     from napari_unet.evaluate import evaluate
-    from napari_unet.files import read_labels
+    from napari_unet.files import label_file
 
-    found, there = read_labels(labels), read_labels(truth)
+    files = label_file(labels), label_file(truth)
+    found, there = (file.data for file in files)
     if found.shape != there.shape:
         raise ImageError(
             f"{labels.name} has shape {found.shape} but {truth.name} has {there.shape}; compare "
             "label images of the same picture."
         )
+    if any((file.axes or "").startswith("T") for file in files):
+        found, there = _each_for_itself(found), _each_for_itself(there)
     return evaluate(found, there)
+
+
+def _each_for_itself(labels: NDArray[Any]) -> NDArray[Any]:
+    """Let no object go on from one time point to the next, whether its number does or not."""
+    import numpy as np
+
+    frames, last = [], 0
+    for frame in labels:
+        numbers, place = np.unique(frame, return_inverse=True)
+        # 0 stays the background.
+        mine = np.where(numbers > 0, last + 1 + np.arange(numbers.size), 0)
+        frames.append(mine[place].reshape(frame.shape))
+        last += numbers.size
+    # The scores are of pixels that share a number: the planes of each volume may follow each other.
+    return np.stack(frames).reshape(-1, *labels.shape[-2:])
 
 
 def _compare_membranes(interior: Path, truth: Path) -> dict[str, float]:

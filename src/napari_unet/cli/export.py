@@ -15,6 +15,7 @@ from napari_unet.cli.common import (
     print_json,
 )
 from napari_unet.errors import OptionError
+from napari_unet.paths import user_path
 
 _DESCRIPTION = """\
 Write a model as a bioimage.io package of version 0.5: a .zip with the description, the weights as
@@ -65,7 +66,7 @@ def add_parser(commands: Commands, parents: Parents) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Load, write, and say what is in the package."""
-    target = arguments.target.expanduser()
+    target = user_path(arguments.target)
     if target.suffix != ".zip":
         raise OptionError(f"{target.name} has to end in .zip; choose another name.")
     load_segmentation()

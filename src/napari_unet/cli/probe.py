@@ -22,6 +22,7 @@ from napari_unet.cli.common import (
     table,
 )
 from napari_unet.errors import OptionError
+from napari_unet.paths import user_path
 from napari_unet.steps import walk
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def add_parser(commands: Commands, parents: Parents) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Probe, and print the best combinations and what to do with them."""
-    target = arguments.write.expanduser() if arguments.write else None
+    target = user_path(arguments.write) if arguments.write else None
     if target is not None and target.suffix != ".safetensors":
         raise OptionError(f"{target.name} has to end in .safetensors; choose another name.")
     load_segmentation()
@@ -91,11 +92,11 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         raise OptionError("Source and target are the same file; choose another name.")
     config = read_card(arguments.checkpoint, assume=assume).config
-    image = open_image(arguments.image.expanduser(), arguments, config)
+    image = open_image(user_path(arguments.image), arguments, config)
     steps = probe_steps(
         arguments.checkpoint,
         image.data,
-        read_labels(arguments.labels.expanduser()),
+        read_labels(user_path(arguments.labels)),
         axes=image.axes,
         spacing=spacing_for(arguments.spacing, image.spacing, config.ndim),
         assume=assume,

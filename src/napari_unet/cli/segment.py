@@ -26,6 +26,7 @@ from napari_unet.cli.common import (
 )
 from napari_unet.durations import duration
 from napari_unet.errors import OptionError, ValidUNetError
+from napari_unet.paths import is_there, user_path
 from napari_unet.steps import walk
 
 if TYPE_CHECKING:
@@ -150,9 +151,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _tasks(arguments: argparse.Namespace) -> list[_Task]:
     """Decide where each result goes."""
     sources = [path for text in arguments.images for path in _expand(text)]
-    out = Path(arguments.out).expanduser()
+    out = user_path(arguments.out)
     ends_in_slash = arguments.out.endswith(("/", "\\"))
-    into_folder = len(sources) > 1 or ends_in_slash or (out.is_dir() and out.suffix != ".zarr")
+    is_folder = is_there(out) and out.is_dir() and out.suffix != ".zarr"
+    into_folder = len(sources) > 1 or ends_in_slash or is_folder
     tasks = []
     for source in sources:
         stem = source.name
@@ -173,11 +175,14 @@ def _tasks(arguments: argparse.Namespace) -> list[_Task]:
 
 def _expand(text: str) -> list[Path]:
     """Find the files of a pattern, which the Windows shell passes on as it is."""
-    path = Path(text).expanduser()
-    if path.exists() or not glob.has_magic(text):
+    path = user_path(text)
+    if is_there(path) or not glob.has_magic(text):
         return [path]
     start = Path(path.anchor)
-    found = sorted(start.glob(str(path.relative_to(start))))
+    try:
+        found = sorted(start.glob(str(path.relative_to(start))))
+    except ValueError as error:
+        raise OptionError(f"{text} is no pattern for files ({error}); check it.") from error
     if not found:
         raise OptionError(f"No file matches {text}; check the path.")
     return found
@@ -203,8 +208,20 @@ def _check(tasks: list[_Task], arguments: argparse.Namespace) -> None:
         for path in (task.target, task.probabilities):
             if path is not None:
                 probabilities = path is not task.target or arguments.output == "probabilities"
-                source = sources.get(path.resolve(), task.source)
+                whole = path.resolve()
+                lost = (s for full, s in sources.items() if whole in (full, *full.parents))
+                source = next(lost, task.source)
                 check_output(path, source, probabilities=probabilities)
+
+
+def _check_axes(task: _Task, image: ImageFile, model: Model) -> None:
+    """See that the file can hold labels of so many axes."""
+    from napari_unet.axes import resolve_axes
+    from napari_unet.files import check_output
+
+    shape, kind, config = image.data.shape, image.data.dtype, model.config
+    axes = resolve_axes(shape, kind, image.axes, config.ndim, config.in_channels)
+    check_output(task.target, ndim=len(axes.labels_shape))
 
 
 def _segment(task: _Task, model: Model, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -214,6 +231,7 @@ def _segment(task: _Task, model: Model, arguments: argparse.Namespace) -> dict[s
     try:
         bar.say(f"{task.source.name}  reading")
         image = open_image(task.source, arguments, model.config)
+        _check_axes(task, image, model)
         spacing = spacing_for(arguments.spacing, image.spacing, model.config.ndim)
         options = segmentation.Options(
             output=arguments.output,
@@ -292,8 +310,7 @@ def _tell(task: _Task, image: ImageFile, result: Segmentation, output: str) -> N
     )
     for remark in (*image.remarks, *(remark.rstrip(".") for remark in report.remarks)):
         print(f"  note: {remark}")
-    if report.network_shape != report.shape[-len(report.network_shape) :] and not (
-        image.axes or ""
-    ).endswith("C"):
-        ratio = report.network_shape[-1] / report.shape[-1]
+    width = report.shape[str(report.settings["axes"]).index("X")]
+    if report.network_shape[-1] != width:
+        ratio = report.network_shape[-1] / width
         print(f"  note: the model saw the image at {ratio:.0%} of its size, its training's spacing")

@@ -26,7 +26,8 @@ from napari_unet.cli.training_options import (
     recipe_of,
 )
 from napari_unet.durations import duration
-from napari_unet.errors import Cancelled, ImageError, OptionError
+from napari_unet.errors import Cancelled, ImageError, OptionError, OutputError
+from napari_unet.paths import user_path
 
 if TYPE_CHECKING:
     from napari_unet.checkpoint import Model
@@ -81,10 +82,14 @@ def run(arguments: argparse.Namespace) -> int:
     from napari_unet.atomic import check_folder
     from napari_unet.training.state import state_path
 
-    out = arguments.out.expanduser()
+    out = user_path(arguments.out)
     if out.suffix != ".safetensors":
         raise OptionError(f"A checkpoint is a .safetensors file; write {out.name}.safetensors.")
     check_folder(out)
+    report = _report(arguments, out)
+    if report.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"A report is an .html file; write --report {report.name}.html.")
+    check_folder(report)
     state = state_path(out)
     if state.exists() and not arguments.resume:
         raise OptionError(
@@ -107,6 +112,10 @@ def _start(arguments: argparse.Namespace) -> Model | None:
         if arguments.replay or arguments.assume:
             raise OptionError("--replay and --assume are about an older model; name it by --from.")
         return None
+    if arguments.widths or arguments.no_contour or arguments.ndim:
+        raise OptionError(
+            "--widths, --ndim and --no-contour are about a new network; leave them out, or --from."
+        )
     from napari_unet.checkpoint import load_model
 
     return load_model(arguments.start, assume=dict(arguments.assume))
@@ -116,7 +125,7 @@ def _plan(arguments: argparse.Namespace, start: Model | None) -> TrainingPlan:
     """Read images and decide everything."""
     from napari_unet.training.plan import parse_classes, plan_training
 
-    ndim = start.config.ndim if start is not None else arguments.ndim
+    ndim = start.config.ndim if start is not None else arguments.ndim or 2
     pairs = _pairs(arguments.images, arguments.labels, ndim, arguments.axes)
     try:
         val: Any = float(arguments.val)
@@ -147,7 +156,7 @@ def _inside(text: str) -> tuple[str, str | None]:
     """Images and labels of a folder of both, or a table."""
     if text.lower().endswith(".csv"):
         return text, None
-    folder = Path(text).expanduser()
+    folder = user_path(text)
     for name in ("labels", "masks"):
         if (folder / "images").is_dir() and (folder / name).is_dir():
             return str(folder / "images"), str(folder / name)
@@ -241,7 +250,7 @@ def _finish(
     from napari_unet.training.report import write_report
 
     card = finished_card(plan, trained, start)
-    report = arguments.report or out.with_suffix(".html")
+    report = _report(arguments, out)
     if trained.worse:
         verdict = (
             f"The old model stays: on the held-out images it is at least as good, so {out.name} "
@@ -250,14 +259,23 @@ def _finish(
     else:
         save_model(out, trained.network, card)
         verdict = f"{out} was written."
-    write_report(report, card, trained, plan.held, (*plan.notes, verdict))
     state.unlink(missing_ok=True)
+    try:
+        write_report(report, card, trained, plan.held, (*plan.notes, verdict))
+    except OutputError as error:
+        # The model is what counts, and it is there.
+        print(f"valid-unet: {error}", file=sys.stderr)
     if arguments.json:
         print_json(_document(trained, out, report, plan))
     else:
         print(_summary(trained))
         print(f"{verdict} Report: {report}")
     return _NOT_BETTER if trained.worse else 0
+
+
+def _report(arguments: argparse.Namespace, out: Path) -> Path:
+    """Where the report goes."""
+    return user_path(arguments.report) if arguments.report else out.with_suffix(".html")
 
 
 def _summary(trained: Trained) -> str:

@@ -52,7 +52,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--minutes", type=float, metavar="M", help=f"time to spend (default: {_MINUTES:g})"
     )
     add("--paper", action="store_true", help="the network and recipe of Ronneberger et al. 2015")
-    add("--ndim", type=int, choices=(2, 3), default=2, help="axes of a new network (default: 2)")
+    add("--ndim", type=int, choices=(2, 3), help="axes of a new network (default: 2)")
     add(
         "--widths",
         metavar="A,B,...",
@@ -108,8 +108,9 @@ def config_of(arguments: argparse.Namespace) -> Any:
         except ValueError:
             raise OptionError(f"--widths is numbers as 16,32,64, not {arguments.widths}.") from None
     widths = changes.get("widths", config.widths)
-    if arguments.ndim == 3 or widths != config.widths:
-        changes |= {"ndim": arguments.ndim, "kernels": (), "pools": (), "up_widths": ()}
+    ndim = arguments.ndim or 2
+    if ndim == 3 or widths != config.widths:
+        changes |= {"ndim": ndim, "kernels": (), "pools": (), "up_widths": ()}
     return replace(config, **changes)
 
 
@@ -139,7 +140,7 @@ def recipe_of(arguments: argparse.Namespace, start: Model | None) -> Recipe:
     optimisation = recipe.optimisation
     if arguments.optimiser:
         optimisation = replace(optimisation, kind=arguments.optimiser)
-    if arguments.rate:
+    if arguments.rate is not None:
         optimisation = replace(optimisation, rate=arguments.rate)
     changes["optimisation"] = optimisation
     if arguments.weights:

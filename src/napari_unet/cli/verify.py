@@ -19,6 +19,7 @@ from napari_unet.cli.common import (
     print_json,
     spacing_for,
 )
+from napari_unet.paths import user_path
 
 _DESCRIPTION = """\
 Run a model over an image tile by tile and once more over all of it in one pass, and compare the
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from napari_unet.verification import verify
 
     model = load_checkpoint(arguments)
-    image = open_image(arguments.image.expanduser(), arguments, model.config)
+    image = open_image(user_path(arguments.image), arguments, model.config)
     result = verify(
         image.data,
         model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from napari_unet.files.image_file import ImageFile, LazyArray
-from napari_unet.files.reading import read_image, read_labels
+from napari_unet.files.reading import label_file, read_image, read_labels
 from napari_unet.files.writing import (
     LABEL_SUFFIXES,
     check_output,
@@ -18,6 +18,7 @@ __all__ = [
     "ImageFile",
     "LazyArray",
     "check_output",
+    "label_file",
     "read_image",
     "read_labels",
     "write_image",

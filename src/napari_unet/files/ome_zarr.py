@@ -18,14 +18,14 @@ from napari_unet.files.image_file import (
     to_micrometre,
 )
 
-__all__ = ["read_zarr", "save_zarr"]
+__all__ = ["needs_zarr", "read_zarr", "save_zarr"]
 
 _OLD_AXES = ("t", "c", "z", "y", "x")  # versions 0.1 and 0.2 do not name them
 _CHUNK = 1024
 _INSTALL = 'run: pip install "napari-valid-unet[zarr]"'
 
 
-def _zarr() -> Any:
+def needs_zarr() -> Any:
     """Import zarr, which is an extra."""
     try:
         import zarr
@@ -51,10 +51,12 @@ def read_zarr(path: Path, level: int, axes: str | None) -> ImageFile:
     ImageError
         If there is no image in the folder, or zarr is not installed.
     """
-    zarr = _zarr()
+    zarr = needs_zarr()
     node = zarr.open(path, mode="r")
     lengths: dict[str, float | None] = {}
     if isinstance(node, zarr.Array):
+        if level:
+            raise ImageError(f"{path.name} has one resolution only; choose level 0.")
         array = node
         names = getattr(node.metadata, "dimension_names", None) or ()
         letters = "".join(map(_letter, names)) or "?" * array.ndim
@@ -153,7 +155,7 @@ def save_zarr(
     ImageError
         If zarr is not installed.
     """
-    zarr = _zarr()
+    zarr = needs_zarr()
     kinds = {"T": "time", "C": "channel"}
     spatial = [letter for letter in axes if letter in "ZYX"]
     known = dict(zip(spatial[-len(spacing) :], spacing, strict=True)) if spacing else {}

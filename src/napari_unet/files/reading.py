@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from napari_unet.files.image_file import (
     spacing_of,
 )
 from napari_unet.files.ome_zarr import read_zarr
-from napari_unet.files.tiff import read_tiff
+from napari_unet.files.tiff import label_axes, read_tiff
+from napari_unet.paths import user_path
 
-__all__ = ["LAZY_BYTES", "read_image", "read_labels"]
+__all__ = ["LAZY_BYTES", "label_file", "read_image", "read_labels"]
 
 LAZY_BYTES = 1 << 28
 """Bytes of pixels beyond which an image stays in its file and is read tile by tile."""
@@ -35,7 +37,7 @@ _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 _MICROSCOPES = {".czi", ".nd2", ".lif", ".oib", ".oif", ".ims", ".vsi", ".dv", ".lof"}
 # What Pillow's modes are read as; all others are colours, with or without a palette or opacity.
 _PICTURE_MODES = {m: m for m in ("1", "L", "I", "F", "I;16")} | {"LA": "L", "I;16B": "I;16"}
-_SIXTEEN_BIT_COLOUR = {(16, 2), (16, 6)}  # bit depth and colour type in a PNG's header
+_SIXTEEN_BIT_COLOUR = {(16, 2), (16, 4), (16, 6)}  # bit depth and colour type in a PNG's header
 
 
 def read_image(
@@ -77,7 +79,7 @@ def read_image(
     >>> image.axes, image.data.shape, image.spacing     # doctest: +SKIP
     ('ZYX', (40, 1024, 1024), (1.0, 0.32, 0.32))
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     with decoding(path):
         if path.is_dir():
             if not any((path / name).is_file() for name in _ZARR_FILES):
@@ -115,8 +117,14 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
     ImageError
         If it has colours, fractions or negative numbers.
     """
-    image = read_image(path)
-    with decoding(image.path):
+    return label_file(path).data  # type: ignore[no-any-return]
+
+
+def label_file(path: str | os.PathLike[str]) -> ImageFile:
+    """Read a label image, and what its file says of it; as `read_labels`."""
+    path = user_path(path)
+    with decoding(path):
+        image = _indexed(path) or read_image(path, axes=label_axes(path))
         labels = np.asarray(image.data)
     if image.axes is not None and image.axes.endswith("C"):
         raise ImageError(
@@ -130,11 +138,24 @@ def read_labels(path: str | os.PathLike[str]) -> NDArray[Any]:
             f"{image.path.name} is no label image: its pixels are {labels.dtype}, not whole "
             "numbers from 0; give the file of labels."
         )
-    return labels.astype(np.uint8) if labels.dtype.kind == "b" else labels
+    return replace(image, data=labels.astype(np.uint8) if labels.dtype.kind == "b" else labels)
 
 
-def _read_picture(path: Path, axes: str | None, start: bytes) -> ImageFile:
-    """Read PNG or JPEG: grey stays grey, colour becomes RGB."""
+def _indexed(path: Path) -> ImageFile | None:
+    """Read a PNG whose pixels are numbers of colours, as Pascal VOC keeps its masks."""
+    if path.is_dir() or not path.exists():
+        return None
+    with path.open("rb") as file:
+        start = file.read(26)
+    if start[:8] != b"\x89PNG\r\n\x1a\n" or start[25] != 3:  # colour type "palette"
+        return None
+    return _read_picture(path, None, start, indices=True)
+
+
+def _read_picture(
+    path: Path, axes: str | None, start: bytes, *, indices: bool = False
+) -> ImageFile:
+    """Read PNG or JPEG: grey stays grey, colour becomes RGB, unless its numbers are wanted."""
     from PIL import Image
 
     remarks: tuple[str, ...] = ()
@@ -150,7 +171,7 @@ def _read_picture(path: Path, axes: str | None, start: bytes) -> ImageFile:
                 f"{path.name} is too large for a PNG or JPEG to be read; save it as TIFF."
             ) from None
         with picture:
-            mode = _PICTURE_MODES.get(picture.mode, "RGB")
+            mode = picture.mode if indices else _PICTURE_MODES.get(picture.mode, "RGB")
             pixels = np.asarray(picture if mode == picture.mode else picture.convert(mode))
     letters = "YXC"[: pixels.ndim]
     pixels, known = arrange(pixels, letters, axes, path)

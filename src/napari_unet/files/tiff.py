@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from napari_unet.files.image_file import (
     spacing_of,
 )
 
-__all__ = ["read_tiff"]
+__all__ = ["label_axes", "read_tiff"]
 
 # A page or a tag that matters lies beyond the file's end. tifffile only logs it and goes on with
 # fewer pages or without the axes; here it is an error.
@@ -32,6 +33,9 @@ _CUT_SHORT = re.compile(
     r"invalid page offset|series metadata invalid or corrupted"
     r"|TiffTag (270|273|279|282|283|324|325) .*invalid value offset"
 )
+
+# So is a file of a set that is not there; its planes would be black.
+_ABSENT = re.compile(r"OME series failed to read '(.*?)', raised .*Missing data are zeroed")
 
 
 def read_tiff(path: Path, level: int, axes: str | None, lazy_above: int) -> ImageFile:
@@ -64,6 +68,11 @@ def read_tiff(path: Path, level: int, axes: str | None, lazy_above: int) -> Imag
             )
         chosen = full.levels[level]
         shape, letters = tuple(chosen.shape), "".join(map(_letter, chosen.axes))
+        if absent := _ABSENT.search("\n".join(messages)):
+            raise ImageError(
+                f"{path.name} is one of several files that make one image, and {absent[1]} cannot "
+                "be read; put it beside the others."
+            )
         if broken := [text for text in messages if _CUT_SHORT.search(text)]:
             raise ValueError(f"a part lies beyond its end: {broken[0]}")
         if 0 in shape or not shape:
@@ -73,7 +82,9 @@ def read_tiff(path: Path, level: int, axes: str | None, lazy_above: int) -> Imag
         finest = dict(zip(full.axes, full.shape, strict=True))
         ratio = {a: finest.get(a, n) / n for a, n in zip(chosen.axes, shape, strict=True)}
         lengths = {a: n and n * ratio.get(a, 1.0) for a, n in lengths.items()}
-        pixels = _pixels(path, chosen, level, lazy_above)
+        negative = _is_negative(chosen)
+        pixels = _pixels(path, chosen, level, sys.maxsize if negative else lazy_above)
+        pixels = ~pixels if negative else pixels
         if not isinstance(pixels, np.ndarray):
             pixels = LazyArray(pixels, path, file_stamp(path))
         alpha = axes is None and _last_sample_is_alpha(chosen)
@@ -83,6 +94,29 @@ def read_tiff(path: Path, level: int, axes: str | None, lazy_above: int) -> Imag
         pixels = pixels[(slice(None),) * samples + (slice(0, -1),)]
     pixels, known = arrange(pixels, letters, axes, path)
     return ImageFile(path, pixels, known, spacing_of(lengths, known), kind, metadata, remarks)
+
+
+def label_axes(path: Path) -> str | None:
+    """Axes of labels whose planes look like colours, as (Z)YX or TZYX; None for any other file.
+
+    tifffile, with which napari saves layers, takes three or four planes for the colours of one, and
+    names no axis; but it keeps the shape that it was given.
+
+    Parameters
+    ----------
+    path : Path
+        Any file.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with _log(), tifffile.TiffFile(path) as file:
+            series = file.series[0]
+            axes, shaped = series.axes, series.kind == "shaped"
+    except (tifffile.TiffFileError, IndexError):
+        return None  # who reads it says what is wrong
+    colours = "S" in axes[:-2] or axes[:-2].count("Q") == 2
+    return "TZYX"[-len(axes) :] if shaped and colours and axes.endswith("YX") else None
 
 
 def _letter(code: str) -> str:
@@ -135,17 +169,26 @@ def _pixels(path: Path, series: Any, level: int, lazy_above: int) -> Any:
     return stored
 
 
+def _is_negative(series: Any) -> bool:
+    """Whether 0 is white, in pixels of one bit, as fax compression has it.
+
+    ImageJ writes grey values so that mean what they say, under an inverted colour table.
+    """
+    white = tifffile.PHOTOMETRIC.MINISWHITE
+    return bool(series.keyframe.photometric == white and series.dtype == np.bool_)
+
+
 def _last_sample_is_alpha(series: Any) -> bool:
     """Whether the last sample of a pixel is its opacity."""
     page = series.keyframe
     opacity = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
+    colours = {tifffile.PHOTOMETRIC.RGB: 3, tifffile.PHOTOMETRIC.MINISBLACK: 1}
     return bool(
-        page.photometric == tifffile.PHOTOMETRIC.RGB
+        page.samplesperpixel == colours.get(page.photometric, 0) + 1
         and len(page.extrasamples) == 1
         and page.extrasamples[0] in opacity
         and "S" in series.axes
         and "C" not in series.axes
-        and page.samplesperpixel == 4
     )
 
 

@@ -20,7 +20,8 @@ from napari_unet._version import __version__
 from napari_unet.atomic import check_folder, replacing_file, replacing_folder
 from napari_unet.errors import ImageError
 from napari_unet.files.image_file import ImageFile
-from napari_unet.files.ome_zarr import save_zarr
+from napari_unet.files.ome_zarr import needs_zarr, save_zarr
+from napari_unet.paths import is_there
 
 __all__ = [
     "LABEL_SUFFIXES",
@@ -40,7 +41,9 @@ _COPIED = 1 << 28  # bytes that may be copied to be written
 _PROPER = "end the name in .tif, .ome.tif, .npy, .png or .zarr"
 
 
-def check_output(path: Path, source: Path | None = None, *, probabilities: bool = False) -> None:
+def check_output(
+    path: Path, source: Path | None = None, *, probabilities: bool = False, ndim: int = 2
+) -> None:
     """See, before anything is computed, that a file can be written.
 
     Its folder is made where it is missing.
@@ -53,6 +56,8 @@ def check_output(path: Path, source: Path | None = None, *, probabilities: bool 
         The image, which must not be overwritten.
     probabilities : bool
         Whether probabilities are to be written, which a PNG cannot hold.
+    ndim : int
+        Axes of the labels, as far as they are known.
 
     Raises
     ------
@@ -60,12 +65,22 @@ def check_output(path: Path, source: Path | None = None, *, probabilities: bool 
         If it cannot.
     """
     suffix = _suffix(path)
+    if suffix == ".png" and ndim > 2:
+        raise ImageError(f"{path.name}: a PNG holds one plane; choose .tif for a stack.")
     if probabilities and suffix == ".png":
         raise ImageError(f"{path.name}: a PNG cannot hold probabilities; choose .tif or .npy.")
-    if source is not None and path.exists() and source.exists() and path.samefile(source):
-        raise ImageError(f"{path} is the image itself; choose another name for the result.")
-    if path.is_dir() and suffix != ".zarr":
+    # What may not be looked at is no file here; whoever opens it says why.
+    if is_there(path) and source is not None and is_there(source):
+        if path.samefile(source):
+            raise ImageError(f"{path} is the image itself; choose another name for the result.")
+        if path.resolve() in source.resolve().parents:
+            raise ImageError(
+                f"{path} holds the image itself ({source}); choose another name for the result."
+            )
+    if is_there(path) and path.is_dir() and suffix != ".zarr":
         raise ImageError(f"{path} is a folder; choose another name for the result.")
+    if suffix == ".zarr":
+        needs_zarr()
     check_folder(path)
 
 
@@ -349,7 +364,9 @@ def _ome_metadata(
     if "interval" in source:
         metadata |= {"TimeIncrement": source["interval"], "TimeIncrementUnit": "s"}
     if image:
-        metadata["Name"] = source.get("name", image.path.name)
+        name = source.get("name", image.path.name)
+        # On Linux a file's name may be no text at all.
+        metadata["Name"] = str(name).encode(errors="replace").decode()
     if "AcquisitionDate" in source:
         metadata["AcquisitionDate"] = source["AcquisitionDate"]
     if note:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from napari_unet.errors import ImageError
 from napari_unet.files import read_image, read_labels
+from napari_unet.paths import user_path
 
 __all__ = ["Pair", "PairFiles", "find_pairs", "load_pair"]
 
@@ -102,7 +103,7 @@ def find_pairs(images: str, labels: str | None) -> list[PairFiles]:
         If something is missing or does not go together.
     """
     if images.lower().endswith(".csv"):
-        return _from_table(Path(images).expanduser())
+        return _from_table(user_path(images))
     if labels is None:
         raise ImageError("Say where the labels are: a folder, a pattern, or a file.")
     pictures, truths = _files(images, "image"), _files(labels, "label image")
@@ -188,7 +189,7 @@ def _has_channels(axes: str | None, shape: Sequence[int], labels: Sequence[int])
 
 def _files(text: str, what: str) -> list[Path]:
     """Image files of a folder, a pattern, or a path."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir() and not any((path / name).is_file() for name in _ZARR_FILES):
         found = _readable(path.iterdir())
     elif path.exists():

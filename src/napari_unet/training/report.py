@@ -178,8 +178,9 @@ def _grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     """Pixels stretched to what a screen shows; of several channels the first three."""
     if image.ndim == 3:
         image = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+    image = image.astype(np.float32)
     low, high = np.percentile(image, (1, 99.8))
-    scaled = (image.astype(np.float32) - low) / max(float(high - low), 1e-9)
+    scaled = (image - low) / max(float(high - low), 1e-9)
     grey: NDArray[np.uint8] = (255 * np.clip(scaled, 0, 1)).astype(np.uint8)
     return grey
 

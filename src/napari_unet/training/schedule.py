@@ -49,8 +49,10 @@ class Optimisation:
     def __post_init__(self) -> None:
         if self.kind not in ("adamw", "sgd"):
             raise OptionError(f"The optimiser is adamw or sgd, not {self.kind!r}.")
-        if not 0 < self.rate < 100 or not 0 < self.warm < 1 or not 0 <= self.momentum < 1:
-            raise OptionError(f"A learning rate is a number above 0, not {self.rate!r}.")
+        if not 0 < self.rate < 100:
+            raise OptionError(f"A learning rate is above 0 and below 100, not {self.rate!r}.")
+        if not 0 < self.warm < 1 or not 0 <= self.momentum < 1:
+            raise OptionError("The warm-up and the momentum are parts of 1.")
         if self.decay < 0 or self.clip < 0:
             raise OptionError("Weight decay and gradient clipping are numbers from 0 up.")
 
