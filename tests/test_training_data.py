@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from networks import random_model
 from PIL import Image
 from training_support import discs, pairs_of, small_recipe, write_pairs
@@ -22,10 +24,11 @@ from napari_unet.config import UNetConfig
 from napari_unet.errors import ImageError, OptionError, OutputError
 from napari_unet.intensity import fit_intensity
 from napari_unet.segmentation import segment
-from napari_unet.training.dataset import common_spacing, hold_out, to_samples
+from napari_unet.training.dataset import common_spacing, hold_out, labelled, to_samples
 from napari_unet.training.pairs import Pair, PairFiles, find_pairs, load_pair
 from napari_unet.training.plan import parse_classes, plan_training
 from napari_unet.training.report import EventLog
+from napari_unet.training.targets import Targets
 from napari_unet.training.transfer import transfer
 
 IMAGE, LABELS = discs(0)
@@ -148,6 +151,87 @@ def test_of_one_image_a_part_is_held_out():
     np.testing.assert_array_equal(np.hstack([rest.labels, held.labels]), pair.labels)
 
 
+@given(st.data())
+def test_both_parts_have_something_labelled(data):
+    """Whatever is labelled and reviewed, where it can be."""
+    (one,) = pairs_of(1)
+    pairs = []
+    for number in range(data.draw(st.integers(1, 5))):
+        reviewed = None
+        if data.draw(st.booleans()):
+            reviewed = np.zeros(one.labels.shape, bool)
+            start, stop = sorted(data.draw(st.tuples(st.integers(0, 52), st.integers(0, 52))))
+            reviewed[:, start:stop] = True
+        labels = one.labels if data.draw(st.booleans()) else np.zeros_like(one.labels)
+        image = np.roll(one.image, number)
+        pairs.append(replace(one, name=f"{number}", image=image, labels=labels, reviewed=reviewed))
+    fraction, sparse = data.draw(st.sampled_from([0.1, 0.15, 0.5])), data.draw(st.booleans())
+    rest, held = hold_out(pairs, fraction, data.draw(st.integers(0, 9)), sparse=sparse)
+
+    def columns(parts):
+        return sum(int(labelled(p, sparse=sparse).any(0).sum()) for p in parts)
+
+    def pixels(parts):
+        return sum(int(labelled(p, sparse=sparse).sum()) for p in parts)
+
+    assert pixels(rest) + pixels(held) == pixels(pairs)
+    if columns(pairs) > 1:
+        assert pixels(held)
+        assert pixels(rest)
+
+
+def test_of_what_is_labelled_in_one_place_a_part_is_held_out():
+    (pair,) = pairs_of(1)
+    reviewed = np.zeros(pair.labels.shape, bool)
+    reviewed[:, :26] = True
+    (rest,), (held,) = hold_out([replace(pair, reviewed=reviewed)], 0.25, seed=0)
+    inside = int(labelled(replace(pair, reviewed=reviewed), sparse=False).sum())
+    assert 0.6 * inside < labelled(rest, sparse=False).sum() < 0.8 * inside
+    assert held.labels.shape[1] > 26  # to the end of the image
+
+
+def test_the_last_planes_of_a_stack_are_held_out(tmp_path):
+    planes = [discs(n) for n in range(10)]
+    for name, one in (("image", 0), ("labels", 1)):
+        put(tmp_path / f"{name}.tif", np.stack([plane[one] for plane in planes]))
+    pairs = load_pair(PairFiles(tmp_path / "image.tif", tmp_path / "labels.tif"), 2)
+    for seed in range(5):
+        held = hold_out(pairs, 0.3, seed)[1]
+        assert [pair.name for pair in held] == [f"image.tif[{n}]" for n in (7, 8, 9)]
+
+
+def test_what_is_held_out_depends_on_neither_place_nor_name():
+    pairs = pairs_of(8)
+    held = {id(p.image) for p in hold_out(pairs, 0.25, seed=1)[1]}
+    renamed = [replace(p, name=f"{n}") for n, p in enumerate(reversed(pairs))]
+    assert {id(p.image) for p in hold_out(renamed, 0.25, seed=1)[1]} == held
+    # One more image takes the place of at most one.
+    fewer = {id(p.image) for p in hold_out(pairs[:-1], 0.25, seed=1)[1]}
+    assert len(held & fewer) >= 1
+    others = [{id(p.image) for p in hold_out(pairs, 0.25, seed)[1]} for seed in range(9)]
+    assert any(one != held for one in others)
+
+
+def test_where_nothing_is_to_be_found_nothing_is_compared():
+    one, other = pairs_of(2)
+    empty = replace(other, labels=np.zeros_like(other.labels))
+    plan = plan_training([one], small_recipe(), name="a", val=[empty])
+    assert not plan.held
+    assert "Nothing is labelled in what is held out" in plan.notes[-1]
+    plan = plan_training([one, empty], small_recipe(), name="a", val=0.15)
+    assert plan.held[0].name.startswith(f"{one.name} (")
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int64])
+def test_numbers_of_objects_may_be_large(dtype):
+    labels = LABELS.astype(dtype)
+    large = np.where(labels > 0, labels + np.iinfo(np.uint32).max - 200, 0).astype(dtype)
+    targets = Targets("instances", 3)
+    np.testing.assert_array_equal(
+        targets.index(large, LABELS < 5), targets.index(labels, LABELS < 5)
+    )
+
+
 def test_images_of_another_spacing_are_learned_on_the_networks_grid():
     image, labels = discs(2, (60, 64))
     fine = Pair("a", np.kron(image, np.ones((2, 2), np.uint8)), "YX", np.kron(labels, [[1, 1]] * 2))
@@ -242,13 +326,13 @@ def test_a_plan_refuses_what_cannot_be_learned():
     rgb = np.repeat(pairs[0].image[..., None], 3, axis=-1)
     odd = replace(pairs[0], image=rgb, axes="YXC")
     empty = [replace(pair, labels=np.zeros_like(pair.labels)) for pair in pairs]
-    for given, words in (
+    for wrong, words in (
         ([], "no image to learn from"),
         ([*pairs, odd], "has 3 channels, others have 1"),
         (empty, "anything but 0"),
     ):
         with pytest.raises(ImageError, match=words):
-            plan_training(given, small_recipe(), name="new")
+            plan_training(wrong, small_recipe(), name="new")
     with pytest.raises(ImageError, match=r"0\.tif: The labels hold the number \d, which"):
         plan_training(pairs, small_recipe(), name="new", classes=parse_classes("a,b,c"), val=0.0)
 

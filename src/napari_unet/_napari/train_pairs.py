@@ -232,7 +232,7 @@ def _planes(
             if info.rgb and pixels.shape[-1] == 4:
                 pixels = pixels[..., :3]
         name = image.name + "".join(f"[{at}]" for at in index)
-        pair = Pair(
-            name, np.ascontiguousarray(pixels), letters, numbers[index].copy(), part, spacing
-        )
+        pixels, own = np.ascontiguousarray(pixels), numbers[index].copy()
+        stack = image.name if index else ""
+        pair = Pair(name, pixels, letters, own, part, spacing, stack)
         yield Collected(pair, place.starting_at((*index, *[0] * ndim)), image.name)

@@ -22,7 +22,7 @@ from napari_unet.training.pairs import Pair, PairFiles, find_pairs
 __all__ = ["TABLE", "file_name", "find_saved", "look_at", "save_pairs"]
 
 TABLE = "pairs.csv"
-_COLUMNS = ("image", "labels", "reviewed")
+_COLUMNS = ("image", "labels", "reviewed", "stack")
 _KINDS = {"b": np.uint8, "i": np.int32, "u": np.uint32, "f": np.float64}
 _STORED = ("uint8", "uint16", "uint32", "int8", "int16", "int32", "float32", "float64")
 
@@ -62,7 +62,7 @@ def save_pairs(folder: Path, pairs: Sequence[Pair]) -> Path:
     rows = [_row(files, folder) for files in find_pairs(str(table), None)] if table.exists() else []
     for pair in pairs:
         stem = _free_name(folder, file_name(re.sub(r"(\.ome)?\.tiff?(?=\[|$)", "", pair.name)))
-        names = [f"{stem}.ome.tif", f"{stem}_labels.ome.tif", ""]
+        names = [f"{stem}.ome.tif", f"{stem}_labels.ome.tif", "", pair.stack]
         axes = pair.axes.rstrip("C")
         pixels, letters = pair.image, pair.axes
         if pair.axes.endswith("C"):
@@ -135,12 +135,13 @@ def _free_name(folder: Path, stem: str) -> str:
 def _row(files: PairFiles, folder: Path) -> list[str]:
     """Line of the table; paths inside the folder stay relative to it."""
     paths = (files.image, files.labels, files.reviewed)
-    return [
+    names = [
         ""
         if path is None
         else (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         for path in paths
     ]
+    return [*names, files.stack]
 
 
 def _write(path: Path, array: NDArray[Any], axes: str, spacing: tuple[float, ...] | None) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_unet.card import Card
 from napari_unet.errors import ImageError, OptionError
@@ -19,7 +21,7 @@ from napari_unet.training.targets import known_pixels
 from napari_unet.training.tiles import Sample, make_sample
 from napari_unet.training.validation import Held
 
-__all__ = ["check_pairs", "common_spacing", "hold_out", "to_held", "to_samples"]
+__all__ = ["check_pairs", "common_spacing", "hold_out", "labelled", "to_held", "to_samples"]
 
 _SAME = 0.02  # part by which spacings may differ and still count as one
 
@@ -44,18 +46,27 @@ def check_pairs(pairs: Sequence[Pair], channels: int) -> None:
         raise ImageError("No label image holds anything but 0; label some objects first.")
 
 
-def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def hold_out(
+    pairs: Sequence[Pair], fraction: float, seed: int, *, sparse: bool = False
+) -> tuple[list[Pair], list[Pair]]:
     """Choose what the training never sees, before anything is looked at.
+
+    Where something is labelled in at least two images, it is so in one of those that are held out,
+    and in one of the others. An image that is added to the rest changes little of the choice: what
+    was held out before was not learned from by the model that is to be compared. Of a stack, the
+    last planes are held out, as each plane resembles those beside it.
 
     Parameters
     ----------
     pairs : sequence of Pair
         All there are.
     fraction : float
-        Part of the images, at least one of them; of a single image, the end of its longest axis.
-        0 holds nothing out.
+        Part of the images, at least one of them; of a single image, or of the only one in which
+        something is labelled, the end of its longest axis. 0 holds nothing out.
     seed : int
         Of the choice.
+    sparse : bool
+        Whether label 0 means that nobody has looked there.
 
     Returns
     -------
@@ -68,24 +79,61 @@ def hold_out(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[list[Pa
     """
     if not 0 <= fraction < 1:
         raise OptionError(f"The part to hold out is a number from 0 up to 1, not {fraction}.")
-    if not fraction:
+    if not fraction or not pairs:
         return list(pairs), []
-    if len(pairs) == 1:
-        return _cut(pairs[0], fraction)
+    order = _order(pairs, seed)
+    telling = [n for n in order if labelled(pairs[n], sparse=sparse).any()]
+    if len(pairs) == 1 or len(telling) == 1:
+        one = telling[0] if telling else 0
+        rest, held = _cut(pairs[one], fraction, sparse)
+        return [*pairs[:one], *rest, *pairs[one + 1 :]], held
+    if telling:
+        ends = telling[0], telling[-1]
+        order = [ends[0], *(n for n in order if n not in ends), ends[1]]
     count = min(max(round(fraction * len(pairs)), 1), len(pairs) - 1)
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    chosen = set(order[:count].tolist())
+    chosen = set(order[:count])
     held = [pair for number, pair in enumerate(pairs) if number in chosen]
     return [pair for number, pair in enumerate(pairs) if number not in chosen], held
 
 
-def _cut(pair: Pair, fraction: float) -> tuple[list[Pair], list[Pair]]:
+def labelled(pair: Pair, *, sparse: bool) -> NDArray[np.bool_]:
+    """Where there is something to find, as far as anybody has looked."""
+    known = known_pixels(pair.labels, sparse=sparse, reviewed=pair.reviewed)
+    return pair.labels > 0 if known is None else (pair.labels > 0) & known
+
+
+def _order(pairs: Sequence[Pair], seed: int) -> list[int]:
+    """Numbers of the pairs, the first to be held out in front: whole stacks from their ends.
+
+    What is in an image decides, not its place or its name: both change from one round to the next.
+    """
+    stacks: dict[str, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        stacks.setdefault(pair.stack or f"/{number}", []).insert(0, number)
+    chance = {
+        name: hashlib.sha256(b"%d" % seed + _content(pairs[numbers[-1]])).digest()
+        for name, numbers in stacks.items()
+    }
+    return [number for name in sorted(stacks, key=chance.__getitem__) for number in stacks[name]]
+
+
+def _content(pair: Pair) -> bytes:
+    return np.ascontiguousarray(pair.image, pair.image.dtype.newbyteorder("=")).tobytes()
+
+
+def _cut(pair: Pair, fraction: float, sparse: bool) -> tuple[list[Pair], list[Pair]]:
     """Divide one image; what is held out is no context of the rest either."""
     axis = int(np.argmax(pair.labels.shape))
     extent = pair.labels.shape[axis]
     at = extent - max(round(fraction * extent), 1)
     if at < 1:
         raise OptionError("The image is too small to hold a part of it out; hold out 0 of it.")
+    others = tuple(a for a in range(pair.labels.ndim) if a != axis)
+    share = labelled(pair, sparse=sparse).sum(axis=others).cumsum()
+    if share[-1] and not 0.5 * fraction <= 1 - share[at - 1] / share[-1] <= 0.5:
+        # Only a part of the image is labelled: it is that which is divided.
+        at = int(np.searchsorted(share, (1 - fraction) * share[-1])) + 1
+        at = min(max(at, 1), extent - 1)
 
     def part(name: str, where: slice) -> Pair:
         index = (*[slice(None)] * axis, where)

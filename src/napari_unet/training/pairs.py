@@ -34,11 +34,14 @@ class PairFiles:
         Any file that `read_image` reads.
     reviewed : Path, optional
         Mask of the region that was looked at.
+    stack : str
+        What the image is a plane of, if it is one.
     """
 
     image: Path
     labels: Path
     reviewed: Path | None = None
+    stack: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,8 @@ class Pair:
         Where somebody has looked.
     spacing : tuple of float, optional
         Micrometres per pixel, along the spatial axes.
+    stack : str
+        What it is a plane of, if it is one.
     """
 
     name: str
@@ -67,6 +72,7 @@ class Pair:
     labels: NDArray[Any]
     reviewed: NDArray[np.bool_] | None = None
     spacing: tuple[float, ...] | None = None
+    stack: str = ""
 
     @property
     def channels(self) -> int:
@@ -86,7 +92,8 @@ def find_pairs(images: str, labels: str | None) -> list[PairFiles]:
     ----------
     images : str
         A folder, a pattern, a file, or a ``.csv`` with the columns image, labels and, if there
-        are any, reviewed; its paths are relative to its folder.
+        are any, reviewed and stack (the same for planes of one stack); its paths are relative to
+        its folder.
     labels : str, optional
         A folder, a pattern or a file; none for a table. Files belong together whose names are
         equal, apart from ``_labels``, ``_mask`` and the like at the end; where no two names are,
@@ -125,7 +132,9 @@ def find_pairs(images: str, labels: str | None) -> list[PairFiles]:
     )
 
 
-def load_pair(files: PairFiles, ndim: int, *, axes: str | None = None) -> list[Pair]:
+def load_pair(
+    files: PairFiles, ndim: int, *, axes: str | None = None, grey: bool = True
+) -> list[Pair]:
     """Read one pair.
 
     Parameters
@@ -136,6 +145,8 @@ def load_pair(files: PairFiles, ndim: int, *, axes: str | None = None) -> list[P
         Spatial axes of the network. With 2, every plane of a stack is a pair of its own.
     axes : str, optional
         What the image's axes are, where its file does not say.
+    grey : bool
+        Whether equal channels are read as one.
 
     Raises
     ------
@@ -148,7 +159,7 @@ def load_pair(files: PairFiles, ndim: int, *, axes: str | None = None) -> list[P
         raise ImageError(f"{files.image.name} holds {pixels.dtype}; save it as integers or floats.")
     labels = read_labels(files.labels)
     colour = _has_channels(found.axes, pixels.shape, labels.shape)
-    if colour and (pixels == pixels[..., :1]).all():
+    if grey and colour and (pixels == pixels[..., :1]).all():
         pixels, colour = pixels[..., 0], False
     shape = pixels.shape[:-1] if colour else pixels.shape
     if shape != labels.shape:
@@ -176,7 +187,8 @@ def load_pair(files: PairFiles, ndim: int, *, axes: str | None = None) -> list[P
         at = "".join(f"[{i}]" for i in index)
         part = None if reviewed is None else reviewed[index]
         name = f"{files.image.name}{at}"
-        pairs.append(Pair(name, pixels[index], letters, labels[index], part, spacing))
+        stack = files.stack or (str(files.image) if at else "")
+        pairs.append(Pair(name, pixels[index], letters, labels[index], part, spacing, stack))
     return pairs
 
 
@@ -240,5 +252,5 @@ def _from_table(path: Path) -> list[PairFiles]:
         image, labels = of(row["image"]), of(row["labels"])
         if image is None or labels is None:
             raise ImageError(f"Line {number} of {path.name} lacks an image or its labels.")
-        found.append(PairFiles(image, labels, of(row.get("reviewed"))))
+        found.append(PairFiles(image, labels, of(row.get("reviewed")), row.get("stack") or ""))
     return found

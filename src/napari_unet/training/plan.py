@@ -16,6 +16,7 @@ from napari_unet.training.dataset import (
     check_pairs,
     common_spacing,
     hold_out,
+    labelled,
     to_held,
     to_samples,
 )
@@ -130,8 +131,10 @@ def plan_training(
     """
     channels = pairs[0].channels if pairs else 1
     check_pairs(pairs, channels)
-    train_on, held_out = _divided(pairs, val, recipe.seed)
+    train_on, held_out = _divided(pairs, val, recipe.seed, sparse)
     check_pairs([*pairs, *replay, *held_out], channels)
+    # Of nothing to find, every network finds as much as any other.
+    told = any(labelled(pair, sparse=sparse).any() for pair in held_out)
     infos, targets = _classes(start, classes, config)
     if start is None:
         shape = replace(config or DEFAULT_CONFIG, in_channels=channels, n_classes=targets.n_classes)
@@ -148,16 +151,18 @@ def plan_training(
     recipe = _with_targets(recipe, targets)
     samples = to_samples(train_on, model.card, recipe, sparse=sparse)
     samples += to_samples(replay, model.card, recipe, sparse=False, replay=True)
-    held = to_held(held_out, sparse=sparse)
-    notes.append(_held_note(held_out))
+    held = to_held(held_out, sparse=sparse) if told else []
+    notes.append(_held_note(held_out, told))
     data = _data(train_on, held_out, replay)
     return TrainingPlan(model, before, samples, held, recipe, tuple(notes), data)
 
 
 def _divided(
-    pairs: Sequence[Pair], val: float | Sequence[Pair], seed: int
+    pairs: Sequence[Pair], val: float | Sequence[Pair], seed: int, sparse: bool
 ) -> tuple[Sequence[Pair], Sequence[Pair]]:
-    return (pairs, val) if isinstance(val, Sequence) else hold_out(pairs, val, seed)
+    if isinstance(val, Sequence):
+        return pairs, val
+    return hold_out(pairs, val, seed, sparse=sparse)
 
 
 def _moved_notes(start: Model, moved: Transfer) -> list[str]:
@@ -172,9 +177,10 @@ def _with_targets(recipe: Recipe, targets: Targets) -> Recipe:
     return replace(recipe, targets=targets)
 
 
-def _held_note(held_out: Sequence[Pair]) -> str:
-    if not held_out:
-        return "Nothing is held out, so nothing will tell how good the model is."
+def _held_note(held_out: Sequence[Pair], told: bool) -> str:
+    if not told:
+        why = "Nothing is labelled in what is held out" if held_out else "Nothing is held out"
+        return f"{why}, so nothing will tell how good the model is."
     more = f" and {len(held_out) - _NAMED} more" if len(held_out) > _NAMED else ""
     return f"Held out: {', '.join(pair.name for pair in held_out[:_NAMED])}{more}."
 

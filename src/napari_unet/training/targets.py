@@ -95,7 +95,7 @@ class Targets:
             If a class label is none of `values`.
         """
         if self.kind == "instances":
-            found = labels.astype(np.int32)
+            found = _renumbered(labels).astype(np.int32)
         else:
             if int(labels.max(initial=0)) > 1 << 16:
                 raise ImageError("These labels number objects, not classes; choose others.")
@@ -118,6 +118,15 @@ class Targets:
         if self.n_classes < 3:
             return np.sign(labels).astype(np.int64)
         return instance_classes(labels, self.contour, self.touching)
+
+
+def _renumbered(labels: NDArray[Any]) -> NDArray[Any]:
+    """Let numbers of objects be small: tables are made that are as long as the largest."""
+    if not labels.size or labels.max() <= np.iinfo(np.uint16).max:
+        return labels
+    numbers, place = np.unique(labels, return_inverse=True)
+    small: NDArray[Any] = (place + (numbers[0] > 0)).reshape(labels.shape)
+    return small
 
 
 def instance_classes(
