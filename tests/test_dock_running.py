@@ -24,6 +24,7 @@ from dock_support import (
     notified,
 )  # fmt: skip
 from napari.layers import Labels
+from napari.settings import get_plugin_settings
 from qtpy.QtCore import Qt, QTimer
 
 from napari_unet import devices
@@ -428,3 +429,32 @@ def test_cancel_answers_in_the_middle_of_a_tile(dock: UNetDock, qtbot: Any, tmp_
     dock.cancel()
     assert finish(dock, qtbot) == "Cancelled; nothing was added."
     assert time.monotonic() - began < ANSWER
+
+
+def test_preferences_that_change_during_a_run_are_shown_after_it(
+    dock: UNetDock, held: Held, qtbot: Any
+) -> None:
+    group = get_plugin_settings("napari-valid-unet").segmentation
+    dock.viewer.add_image(bright_squares(), name="cells")
+    dock.segment()
+    qtbot.waitUntil(lambda: "1 of 8" in dock.controls.bar_text.text(), timeout=60_000)
+    group.precision, group.keep_tiles = "float32", True
+    held.gate.set()
+    finish(dock, qtbot)
+    assert dock.controls.precision.value == "float32"
+    dock.controls.probabilities.value = True
+    # Nothing of it was overwritten.
+    assert (group.precision, group.keep_tiles) == ("float32", True)
+
+
+def test_a_flat_image_beside_a_stack_seen_from_its_side(
+    dock: UNetDock, held: Held, qtbot: Any
+) -> None:
+    dock.viewer.add_image(np.zeros((5, 64, 96), np.float32), name="stack")
+    dock.viewer.add_image(bright_squares(), name="cells")
+    dock.viewer.dims.order = (1, 0, 2)
+    dock.segment()
+    qtbot.waitUntil(lambda: "1 of 8" in dock.controls.bar_text.text(), timeout=60_000)
+    held.gate.set()
+    assert "objects" in finish(dock, qtbot)
+    assert not dock.failed

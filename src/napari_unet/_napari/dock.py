@@ -56,7 +56,7 @@ class UNetDock(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.settings = Settings()
-        self.failed = False
+        self.failed = self._stale = False
         self._docked = False
         self._drops = WindowDrops(self.open_model, self)
         self.controls = Controls()
@@ -154,6 +154,7 @@ class UNetDock(QWidget):
 
     def _on_training(self, begun: bool) -> None:
         self._escape.setEnabled(begun)
+        self._catch_up()
 
     def _on_image(self) -> None:
         layer, box = self.images.layer, self.controls.level
@@ -172,9 +173,16 @@ class UNetDock(QWidget):
         self._show_fit()
 
     def _on_preferences(self, *_: object) -> None:
-        if not self.running:
+        """Show what the Preferences or another window have stored; not during a run."""
+        self._stale = self.running
+        if not self._stale:
             self.controls.show_saved(self.settings.saved)
             self.training.on_preferences()
+
+    def _catch_up(self) -> None:
+        """Show what was stored during a run, or the next choice would overwrite it."""
+        if self._stale:
+            self._on_preferences()
 
     def _on_theme(self, *_: object) -> None:
         from napari.utils.theme import get_theme
@@ -269,6 +277,7 @@ class UNetDock(QWidget):
     def _on_probed(self, outcome: Probe | str | None) -> None:
         self._escape.setEnabled(False)
         self.controls.show_running(False)
+        self._catch_up()
         if isinstance(outcome, str):
             self.fail(outcome)
         elif outcome is None:
@@ -319,6 +328,7 @@ class UNetDock(QWidget):
     def _on_ended(self, words: str, failed: bool, tip: str = "") -> None:
         self._escape.setEnabled(False)
         self.controls.show_running(False)
+        self._catch_up()
         if failed:
             self.fail(words)
         else:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["in_one_line", "link_torch", "no_torch", "uncollected"]
+__all__ = ["in_one_line", "link_torch", "no_torch", "uncollected", "unreadable"]
 
 # In the order in which torch loads them itself; the last one needs all the others.
 _LIBRARIES = ("libtorch_global_deps", "libtorch_python")
@@ -62,6 +62,11 @@ def no_torch(error: BaseException) -> str:
         'Windows start napari with: python -c "import torch, napari; napari.Viewer(); '
         'napari.run()".'
     )
+
+
+def unreadable(error: BaseException) -> str:
+    """Say that an image is gone whose pixels are only read when they are used."""
+    return f"The image cannot be read any more ({in_one_line(error)}); open it again."
 
 
 def in_one_line(error: BaseException) -> str:

@@ -72,10 +72,11 @@ class Preview:
         return True
 
     def _show(self, parts: tuple[Part, ...]) -> None:
-        if self._viewer.dims.ndisplay != 2:
+        view = look(self._viewer, self.layer)
+        # In 3-D, or where a flat image lies beside a stack that is looked at from its side.
+        if self._viewer.dims.ndisplay != 2 or len(view.displayed) != 2:
             self.layer.refresh(extent=False, thumbnail=False)
             return
-        view = look(self._viewer, self.layer)
         for part in parts:
             self._upload(part, view)
 

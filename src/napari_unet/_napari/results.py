@@ -25,7 +25,7 @@ LayerData = tuple[NDArray[Any], dict[str, Any], str]
 
 def layers_of(request: Request, segmentation: Segmentation) -> tuple[LayerData, ...]:
     """Layers of a result: the probabilities, if kept, and the labels on top of them."""
-    report = segmentation.report.to_dict()
+    report = {**segmentation.report.to_dict(), "image": request.image}
     if isinstance(request.model, Model) and request.model.origin is not None:
         report["origin"] = request.model.origin.to_dict()
     labels = _labels(request, segmentation.labels, report)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected
+from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected, unreadable
 from napari_unet._napari.progress import Part, Update
 from napari_unet._napari.request import Request
 from napari_unet._napari.results import LayerData, in_words, layers_of
@@ -156,7 +156,7 @@ def work(
         )
     except OSError as error:
         logger.warning("Segmentation stopped.", exc_info=True)
-        return Failure(f"The image cannot be read any more ({in_one_line(error)}); open it again.")
+        return Failure(unreadable(error))
     except RuntimeError as error:
         logger.warning("Segmentation stopped.", exc_info=True)
         return Failure(

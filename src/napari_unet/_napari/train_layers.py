@@ -53,7 +53,7 @@ class TrainLayers:
             self._preview = self._add(f"preview of {shown.name} (training)", found)
             self._preview.editable = False
         elif self._preview in self._viewer.layers:
-            self._preview.data = found
+            self._put(found)
 
     def show_new(self, done: Done) -> None:
         """Show what the new model finds: the preview becomes its layer.
@@ -67,7 +67,7 @@ class TrainLayers:
         if preview is None or preview not in self._viewer.layers:
             preview = self._add(f"{shown.name} (new)", shown.lifted(self._coloured(done.new)))
         else:
-            preview.data = shown.lifted(self._coloured(done.new))
+            self._put(shown.lifted(self._coloured(done.new)))
             preview.name, preview.editable = f"{shown.name} (new)", True
         self._preview = preview
 
@@ -79,13 +79,17 @@ class TrainLayers:
             return
         old = shown.lifted(self._coloured(done.old))
         self._add(f"{shown.name} (old)", old, visible=False, index=layers.index(new))
-        layers.selection.active = new
 
     def remove(self) -> None:
         """Take away what the training added, as far as it is still there."""
         for layer in (self._preview, self._image):
             self._remove(layer)
         self._preview = self._image = self._shown = None
+
+    def _put(self, labels: NDArray[np.int32]) -> None:
+        """Replace what the preview shows; napari would let a person paint into it from then on."""
+        self._preview.data = labels
+        self._preview.editable = False  # which empties its undo history, too
 
     def _coloured(self, labels: NDArray[np.int32]) -> NDArray[np.int32]:
         assert self._shown is not None
@@ -127,7 +131,11 @@ class TrainLayers:
             **({} if place is None else place.arguments()),
         )
         layers = self._viewer.layers
+        selected = set(layers.selection)
         layers.insert(len(layers) if index is None else index, layer)
+        # A person goes on painting where they were.
+        if selected:
+            layers.selection = selected
         return layer
 
     def _remove(self, layer: Layer | None) -> None:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from napari_unet._napari.train_pairs import Collected
 from napari_unet._napari.train_saved import TABLE, find_saved, save_pairs
 from napari_unet.atomic import replacing_file
 from napari_unet.checkpoint import Model
-from napari_unet.errors import CheckpointError
+from napari_unet.errors import CheckpointError, OptionError
 from napari_unet.training.pairs import Pair, PairFiles
 
-__all__ = ["HOW", "Interrupted", "Order", "TrainChoices", "forget", "interrupted", "keep", "recall"]
+__all__ = [
+    "HOW",
+    "Interrupted",
+    "Order",
+    "TrainChoices",
+    "forget",
+    "interrupted",
+    "keep",
+    "owned",
+    "recall",
+]
 
 HOW = "training.json"
+_BUSY = "{} is being trained in another window; wait for its end, or stop it there."
 
 
 @dataclass(frozen=True)
@@ -123,9 +136,13 @@ def keep(order: Order, start: Model | None, pairs: list[Pair]) -> None:
 
     Raises
     ------
+    OptionError
+        If another window trains it.
     OutputError
         If it cannot be written.
     """
+    if _is_owned(order.out):
+        raise OptionError(_BUSY.format(order.out.stem))
     folder = _folder(order.out)
     shutil.rmtree(folder, ignore_errors=True)
     save_pairs(folder, pairs)
@@ -148,8 +165,45 @@ def forget(out: Path) -> None:
     shutil.rmtree(_folder(out), ignore_errors=True)
 
 
+@contextlib.contextmanager
+def owned(out: Path) -> Iterator[None]:
+    """Keep other windows from resuming or discarding a training while it runs.
+
+    The lock ends with the process, however that ends.
+
+    Raises
+    ------
+    OptionError
+        If another window has it.
+    """
+    lock = _lock(out)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OptionError(_BUSY.format(out.stem)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_owned(out: Path) -> bool:
+    try:
+        with _lock(out).acquire(blocking=False):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # where nobody can write, nobody trains
+        return False
+
+
+def _lock(out: Path) -> BaseFileLock:
+    # A worker may be ended from another thread.
+    return FileLock(_folder(out) / "running.lock", thread_local=False)
+
+
 def interrupted(folder: Path) -> list[Interrupted]:
-    """Trainings in a folder that can be resumed, the latest first."""
+    """Trainings in a folder that can be resumed, the latest first; none that runs."""
     try:
         states = [path for path in folder.glob("*.training") if path.is_file()]
         states.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -160,6 +214,8 @@ def interrupted(folder: Path) -> list[Interrupted]:
         out = state.with_suffix(".safetensors")
         try:
             document = _document(out)
+            if _is_owned(out):
+                continue
             found.append(Interrupted(out, document["name"], TrainChoices(**document["choices"])))
         except (CheckpointError, KeyError, TypeError):
             # The command line's; or nothing that could be resumed here.

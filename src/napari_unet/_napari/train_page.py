@@ -11,6 +11,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QFileDialog
 
 from napari_unet._napari.choosing import ModelChooser
+from napari_unet._napari.loading import unreadable
 from napari_unet._napari.runner import Failure, Stopped
 from napari_unet._napari.settings import SavedTraining, Settings
 from napari_unet._napari.train_controls import NOTHING, VOLUMES, TrainControls, models_folder
@@ -210,6 +211,9 @@ class TrainPage(QObject):
             return
         except MemoryError:
             self.fail("There is no memory for copies of the images; train on fewer of them.")
+            return
+        except (OSError, RuntimeError) as error:
+            self.fail(unreadable(error))
             return
         if order is not None:
             self._start(order)

@@ -14,6 +14,7 @@ from napari_unet._napari.results import METADATA_KEY
 from napari_unet._napari.train_region import inside_shapes
 from napari_unet.errors import ImageError
 from napari_unet.training.pairs import Pair, PairFiles
+from napari_unet.training.targets import renumbered
 
 if TYPE_CHECKING:
     from napari.components import ViewerModel
@@ -135,7 +136,10 @@ def _channel_axes(info: ImageInfo, ndim: int) -> Sequence[int | None]:
 
 
 def fitting_labels(viewer: ViewerModel, image: Image) -> list[Labels]:
-    """Labels layers that lie on an image, the newest first, comparisons of models last."""
+    """Labels layers that lie on an image, the newest first.
+
+    Those that were made from another image come behind, and comparisons of models last.
+    """
     from napari.layers import Labels
 
     found = [
@@ -145,7 +149,12 @@ def fitting_labels(viewer: ViewerModel, image: Image) -> list[Labels]:
         and not layer.multiscale
         and find_fit(image, layer.data.shape) is not None
     ]
-    return sorted(found, key=lambda layer: "training" in layer.metadata.get(METADATA_KEY, {}))
+
+    def rank(layer: Labels) -> tuple[bool, bool]:
+        about = layer.metadata.get(METADATA_KEY, {})
+        return "training" in about, about.get("image", image.name) != image.name
+
+    return sorted(found, key=rank)
 
 
 def count_objects(labels: NDArray[Any]) -> int:
@@ -192,6 +201,7 @@ def collect(chosen: LayerPair, ndim: int) -> list[Collected]:
     numbers = np.array(labels.data)
     if numbers.size and numbers.min() < 0:
         raise ImageError(f"{labels.name} holds negative numbers; labels count from 0.")
+    numbers = renumbered(numbers)
     found = list(_planes(chosen, fit, numbers, _mask(chosen, fit, numbers.shape), ndim))
     if not found:
         raise ImageError(f"{labels.name} holds nothing but 0; label some objects first.")

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from napari_unet._napari.images import ImageChooser
 from napari_unet._napari.layers import describe
-from napari_unet._napari.loading import in_one_line
+from napari_unet._napari.loading import in_one_line, unreadable
 from napari_unet._napari.train_controls import EVERYTHING, VIEW, TrainControls
 from napari_unet._napari.train_order import TrainChoices
 from napari_unet._napari.train_pairs import (
@@ -226,6 +226,9 @@ class PairPicker(QObject):
             table = save_pairs(folder, pairs)
         except ValidUNetError as error:
             self._fail(str(error))
+            return
+        except (OSError, RuntimeError) as error:
+            self._fail(unreadable(error))
             return
         self._say(f"{len(pairs)} pair{'s' * (len(pairs) != 1)} saved; {table} names them.")
 

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from napari_unet.errors import ImageError
 from napari_unet.files import read_labels
 from napari_unet.training.pairs import Pair, PairFiles, find_pairs
 
-__all__ = ["TABLE", "file_name", "find_saved", "look_at", "save_pairs"]
+__all__ = ["TABLE", "as_saved", "file_name", "find_saved", "look_at", "save_pairs"]
 
 TABLE = "pairs.csv"
 _COLUMNS = ("image", "labels", "reviewed", "stack")
@@ -80,6 +81,11 @@ def save_pairs(folder: Path, pairs: Sequence[Pair]) -> Path:
     with replacing_file(table) as file:
         file.write(text.getvalue().encode())
     return table
+
+
+def as_saved(pair: Pair) -> Pair:
+    """Give a pair the types of numbers that it will be read with: all follows from those."""
+    return replace(pair, image=_storable(pair.image), labels=_storable(pair.labels))
 
 
 def find_saved(place: Path) -> list[PairFiles]:
@@ -146,8 +152,7 @@ def _row(files: PairFiles, folder: Path) -> list[str]:
 
 def _write(path: Path, array: NDArray[Any], axes: str, spacing: tuple[float, ...] | None) -> None:
     """Write a TIFF with its axes and, to the last digit, its spacing."""
-    if array.dtype.name not in _STORED:
-        array = array.astype(_KINDS[array.dtype.kind])
+    array = _storable(array)
     metadata: dict[str, Any] = {"axes": axes}
     for axis, length in zip("ZYX"[-len(spacing) :] if spacing else "", spacing or (), strict=True):
         metadata |= {f"PhysicalSize{axis}": length, f"PhysicalSize{axis}Unit": "µm"}
@@ -161,3 +166,9 @@ def _write(path: Path, array: NDArray[Any], axes: str, spacing: tuple[float, ...
             compression="zlib",
             metadata=metadata,
         )
+
+
+def _storable(array: NDArray[Any]) -> NDArray[Any]:
+    """Numbers that a TIFF has, in this machine's order of bytes."""
+    kind = np.dtype(array.dtype.name if array.dtype.name in _STORED else _KINDS[array.dtype.kind])
+    return array.astype(kind, copy=False)

@@ -19,7 +19,8 @@ from napari_unet._napari.layers import Placement
 from napari_unet._napari.loading import in_one_line, link_torch, no_torch, uncollected
 from napari_unet._napari.runner import Failure, Stopped, Walk, Wish
 from napari_unet._napari.train_news import MEASURES, Done, Shown, TrainUpdate
-from napari_unet._napari.train_order import Order, forget, keep
+from napari_unet._napari.train_order import Order, forget, keep, owned
+from napari_unet._napari.train_saved import as_saved
 from napari_unet.checkpoint import Card, Model, load_model, save_model
 from napari_unet.durations import duration
 from napari_unet.errors import Cancelled, ImageError, MemoryLimitError, OutputError, ValidUNetError
@@ -138,7 +139,6 @@ def _teach(
     order: Order, go: threading.Event, wish: Wishes
 ) -> Generator[TrainUpdate, None, Done | Stopped]:
     from napari_unet.atomic import check_folder
-    from napari_unet.training.plan import finished_card
 
     yield TrainUpdate("opening the model and the images")
     check_folder(order.out)
@@ -146,10 +146,29 @@ def _teach(
     if isinstance(start, Path):
         start = load_model(start, assume=order.assume)
     pairs, places = _pairs(order, start)
+    if not order.resume:
+        # What is learned from now is what a resumed run will find.
+        pairs = [as_saved(pair) for pair in pairs]
     plan = _plan(order, start, pairs)
     if not order.resume:
         keep(order, start, pairs)
-    shown = _shown(plan, pairs, places)
+    with owned(order.out):
+        done = yield from _carry_out(order, plan, start, _shown(plan, pairs, places), go, wish)
+    if done.trained.complete and not done.problem:
+        forget(order.out)
+    return done
+
+
+def _carry_out(
+    order: Order,
+    plan: TrainingPlan,
+    start: Model | None,
+    shown: Shown | None,
+    go: threading.Event,
+    wish: Wishes,
+) -> Generator[TrainUpdate, None, Done]:
+    from napari_unet.training.plan import finished_card
+
     about = "looking at the held-out part, and timing the first steps"
     card = plan.model.card if plan.recipe.targets.kind == "classes" else None
     first = _so_far(order, plan)
@@ -158,8 +177,6 @@ def _teach(
     card = finished_card(plan, trained, start)
     saved, problem = _save(order, trained, card)
     old, new = _found(plan, trained, shown)
-    if trained.complete and not problem:
-        forget(order.out)
     return Done(order, plan, trained, card, saved, problem, shown, old, new)
 
 
@@ -168,8 +185,10 @@ def _pairs(order: Order, start: Model | None) -> tuple[list[Pair], dict[str, Pla
     from napari_unet.training.pairs import load_pair
 
     ndim = order.choices.ndim if start is None else start.config.ndim
+    read = (load_pair(files, ndim, grey=not order.resume) for files in order.saved)
+    found: list[tuple[Pair, Placement | None]]
     found = [(one.pair, one.placement) for one in order.collected]
-    found += [(pair, None) for files in order.saved for pair in load_pair(files, ndim)]  # type: ignore[misc]
+    found += [(pair, None) for planes in read for pair in planes]
     pairs: list[Pair] = []
     places: dict[str, Placement] = {}
     for pair, place in found:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from napari_unet.errors import ImageError, OptionError
 
-__all__ = ["MARGIN", "UNKNOWN", "Targets", "instance_classes", "known_pixels"]
+__all__ = ["MARGIN", "UNKNOWN", "Targets", "instance_classes", "known_pixels", "renumbered"]
 
 UNKNOWN = -1
 """Class of a pixel that nobody has labelled; it takes no part in the loss."""
@@ -95,7 +95,7 @@ class Targets:
             If a class label is none of `values`.
         """
         if self.kind == "instances":
-            found = _renumbered(labels).astype(np.int32)
+            found = renumbered(labels).astype(np.int32)
         else:
             if int(labels.max(initial=0)) > 1 << 16:
                 raise ImageError("These labels number objects, not classes; choose others.")
@@ -120,7 +120,7 @@ class Targets:
         return instance_classes(labels, self.contour, self.touching)
 
 
-def _renumbered(labels: NDArray[Any]) -> NDArray[Any]:
+def renumbered(labels: NDArray[Any]) -> NDArray[Any]:
     """Let numbers of objects be small: tables are made that are as long as the largest."""
     if not labels.size or labels.max() <= np.iinfo(np.uint16).max:
         return labels
