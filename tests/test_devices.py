@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 
 from napari_unet import devices
 from napari_unet.devices import (
+    _GROUPS,
+    _container_memory,
     arithmetic,
     free_memory,
     has_kernels,
@@ -227,3 +231,33 @@ def test_the_cache_of_a_gpu_is_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cpu", "cuda:1", "mps"):
         devices.empty_cache(torch.device(name))
     assert emptied == ["cuda", "mps"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [("/", ""), ("/job/step", "job"), ("/docker/0815", "")],
+    ids=["container", "job", "container under another name"],
+)
+def test_copies_of_files_in_a_container_are_free(
+    tmp_path: Path, version: int, path: str, group: str
+) -> None:
+    own, root = tmp_path / "cgroup", tmp_path / "fs"
+    own.write_text(f"9:cpu:/\n4:memory:{path}\n" if version == 1 else f"0::{path}\n")
+    folder = (root / "memory" if version == 1 else root) / group
+    folder.mkdir(parents=True)
+    limit, use, cache = _GROUPS["memory" if version == 1 else ""]
+    (folder / limit).write_text(f"{8 * GIB}\n")
+    (folder / use).write_text(f"{7 * GIB}\n")
+    assert _container_memory(root, own) == GIB
+    (folder / "memory.stat").write_text(f"anon 1\n{cache} {6 * GIB}\nactive_file 9\n")
+    assert _container_memory(root, own) == 7 * GIB
+    (folder / use).write_text(f"{GIB}\n")  # of the cache more than of all: read at another moment
+    assert _container_memory(root, own) == 8 * GIB
+
+
+def test_where_there_is_no_limit_there_is_none(tmp_path: Path) -> None:
+    assert _container_memory(tmp_path, tmp_path / "none") == sys.maxsize
+    (tmp_path / "cgroup").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _container_memory(tmp_path, tmp_path / "cgroup") == sys.maxsize

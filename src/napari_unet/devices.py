@@ -255,13 +255,44 @@ def _system_memory() -> int:
     return 4 << 30
 
 
-def _container_memory() -> int:
-    """What a container's limit leaves; a great number where there is none."""
-    folder = Path("/sys/fs/cgroup")
+# Of the two versions of control groups, by the folder below the root: limit, use, and what of the
+# use are copies of files that the system drops when it needs the room.
+_GROUPS = {
+    "": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def _container_memory(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """What the limits of a container or of a cluster's job leave; much where there are none."""
+    left = sys.maxsize
     with suppress(OSError, ValueError):
-        limit = int((folder / "memory.max").read_text("ascii"))
-        return max(limit - int((folder / "memory.current").read_text("ascii")), 0)
-    return sys.maxsize
+        for line in own.read_text("utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            folder = root / "memory" if controllers else root
+            group = folder / path.lstrip("/")
+            # Within a container its own group is the root, whatever it is called outside.
+            for place in (group, *group.parents):
+                left = min(left, _left_in(place, *_GROUPS["memory" if controllers else ""]))
+                if place == folder:
+                    break
+    return left
+
+
+def _left_in(group: Path, limit_file: str, use_file: str, dropped: str) -> int:
+    try:
+        limit = int((group / limit_file).read_text("ascii"))
+        left = limit - int((group / use_file).read_text("ascii"))
+    except (OSError, ValueError):  # no such group, or "max"
+        return sys.maxsize
+    with suppress(OSError, StopIteration):
+        lines = (group / "memory.stat").read_text("ascii").splitlines()
+        left += next(int(line.split()[1]) for line in lines if line.startswith(f"{dropped} "))
+    return min(max(left, 0), limit)
 
 
 # By device: what was left of the memory when it once ran out in this process.
