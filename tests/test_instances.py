@@ -607,6 +607,53 @@ def test_most_seeds_are_seen_to_have_no_waist_at_a_glance(monkeypatch):
     p = 1 - background
     quick = label_instances(p, waist=1)
     monkeypatch.setattr(waists, "_one_lobe", lambda *_: False)
+    monkeypatch.setattr(waists, "_may_narrow", lambda *_: True)
     slow = label_instances(p, waist=1)
     assert np.array_equal(quick, slow)
     assert slow.max() > label_instances(p).max()
+
+
+def fibres(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of diagonal fibres, with a contour between the two of a pair."""
+    across = np.add(*np.indices((side, side))) % 28
+    p = np.where(across < 23, np.float32(0.9), np.float32(0))
+    between = (across >= 10) & (across < 13)
+    p[between] = 0.1
+    return p, np.where(between, np.float32(0.8), np.float32(0))
+
+
+def test_threads_cost_what_their_pixels_cost(monkeypatch):
+    """Their boxes are as large as the image, and there are as many as it has rows."""
+    looked_at = dict[str, int]()
+
+    def counted(name, function):
+        def count(array, *args, **more):
+            looked_at[name] = looked_at.get(name, 0) + array.size
+            return function(array, *args, **more)
+
+        return count
+
+    transform = counted("waists", ndimage.distance_transform_edt)
+    monkeypatch.setattr(waists.ndimage, "distance_transform_edt", transform)
+    monkeypatch.setattr(flooding, "watershed", counted("floods", flooding.watershed))
+    cost = {}
+    for side in (600, 1200):
+        looked_at.clear()
+        assert label_instances(*fibres(side), waist=2).max() > side / 14
+        cost[side] = dict(looked_at)
+    for name in ("waists", "floods"):
+        assert cost[1200][name] < 5 * cost[600][name]  # 8 where it is the boxes
+
+
+def test_threads_are_flooded_as_others_are(monkeypatch):
+    together = label_instances(*fibres(600))
+    monkeypatch.setattr(flooding, "_THREAD", 0)
+    assert np.array_equal(label_instances(*fibres(600)), together)
+
+
+def test_what_is_not_looked_at_for_waists_is_left_as_it_is(monkeypatch):
+    p = eight(11)
+    none = np.zeros_like(p)
+    assert label_instances(p, none, waist=1).max() == 2
+    monkeypatch.setattr(waists, "LARGEST", 500)
+    assert np.array_equal(label_instances(p, none, waist=1), label_instances(p, none))

@@ -132,9 +132,9 @@ class Assembly:
         return inside if self._job.splits else inside + self._job.contour(found)
 
     def _slabs(self, should_stop: ShouldStop) -> Iterator[tuple[slice, Window]]:
-        """Rows of the result, fewer where the network's grid is finer; and their window."""
+        """Rows of the result, and their window; fewer of finer grids or of many classes."""
         first, shape = self._job.window.start, self._labels.shape
-        finer = max(1, ceil(self._job.grid.volume_ratio))
+        finer = max(1, ceil(self._job.grid.volume_ratio)) * ceil(self._job.n_classes / 4)
         for rows in bands((*shape[:-1], finer * shape[-1]), should_stop):
             start = (first[0] + rows.start, *first[1:])
             yield rows, Window(start, (first[0] + rows.stop, *self._job.window.stop[1:]))

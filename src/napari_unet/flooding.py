@@ -41,11 +41,16 @@ RIM, SEED = 1, 2
 # Side of the cells, in pixels, by which rims are flooded together, for 2 and 3 axes.
 CELL = {2: 256, 3: 40}
 
-LARGE = 1 << 24
-"""Pixels of a bounding box beyond which a piece is not looked at as a whole."""
+LARGE = 6 << 20
+"""Pixels of a bounding box beyond which a rim is not flooded as a whole: fifty bytes for each."""
+
+# So is one whose box is larger than this and nearly empty: boxes of threads, each flooded by
+# itself, would cost the third power of an image's side.
+SMALL = 1 << 16
+_THREAD = 1 / 16
 
 # Side of the cells, in pixels, in which large rims are flooded, and what is seen around them.
-PLOT, AROUND = {2: 2048, 3: 160}, {2: 256, 3: 32}
+PLOT, AROUND = {2: 1536, 3: 160}, {2: 256, 3: 32}
 
 # How often a flood under way is looked after, in seconds.
 _PATIENCE = 0.05
@@ -115,8 +120,9 @@ def flood_seeds(
     image. Of equal pixels a seed's go first, in raster order, then those that were reached first;
     scikit-image leaves the order of equal seed pixels to its queue.
 
-    A contested rim whose bounding box holds more than `LARGE` pixels is flooded plot by plot on a
-    fixed grid, each with its surroundings in view: its memory would grow with the image.
+    A contested rim whose bounding box holds more than `LARGE` pixels, or more than `SMALL` and
+    nearly none of them rim, is flooded plot by plot on a fixed grid together with the others of its
+    kind, each plot with its surroundings in view: time and memory would outgrow the image.
     """
     pieces = _Pieces(image, connectivity)
     for rows in bands(image.shape, should_stop):
@@ -233,8 +239,8 @@ class _Pieces:
         np.minimum.at(first, owner[settled], np.concatenate(self._first)[settled])
         low = np.concatenate(self._low, axis=1)[:, contested]
         high = np.concatenate(self._high, axis=1)[:, contested]
-        objects = Objects(owner, area, first)
-        return _Floods(self._image, objects, self._connectivity, contested, low, high)
+        pieces = contested, np.concatenate(self._area)[contested], low, high
+        return _Floods(self._image, Objects(owner, area, first), self._connectivity, *pieces)
 
 
 @dataclass(frozen=True)
@@ -265,6 +271,7 @@ class _Floods:
         objects: Objects,
         connectivity: int,
         contested: Ints,
+        areas: Ints,
         low: Ints,
         high: Ints,
     ) -> None:
@@ -281,7 +288,8 @@ class _Floods:
         # What a code is in a window: the object it belongs to, or ~ the group that contests it.
         self._meaning = objects.owner.astype(np.int32)
         self._windows: list[Box] = []
-        large = (stop - start).prod(axis=0) > LARGE
+        boxes, pixels = (stop - start).prod(axis=0), np.bincount(which, areas, roots.size)
+        large = (boxes > LARGE) | ((boxes > SMALL) & (pixels < _THREAD * boxes))
         group = self._group(start, stop, large)
         self._meaning[contested] = ~group[which]
 

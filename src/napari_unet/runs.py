@@ -40,7 +40,7 @@ Ints = NDArray[np.int64]
 ShouldStop = Callable[[], bool] | None
 
 # Pixels handled in one go: small enough to stop at once, large enough to be worth a numpy call.
-BAND = 1 << 22
+BAND = 1 << 20
 
 
 def poll(should_stop: ShouldStop) -> None:

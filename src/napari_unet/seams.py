@@ -15,12 +15,14 @@ from napari_unet.runs import Ints, ShouldStop, components, runs_of, touching
 __all__ = ["Seams", "across", "joined"]
 
 
-def across(above: Ints, below: Ints, connectivity: int) -> tuple[Ints, Ints]:
+def across(
+    above: NDArray[np.integer], below: NDArray[np.integer], connectivity: int
+) -> tuple[Ints, Ints]:
     """Pairs of codes that touch across a seam.
 
     Parameters
     ----------
-    above, below : int64 arrays of shape (X,) or (Y, X)
+    above, below : integer arrays of shape (X,) or (Y, X)
         The last line (plane) of a slab and the first of the next; 0 is nothing.
     connectivity : int
         Pixels are neighbours if they differ by at most 1 along at most this many axes.
@@ -32,7 +34,7 @@ def across(above: Ints, below: Ints, connectivity: int) -> tuple[Ints, Ints]:
     """
     both = np.stack([above, below])
     runs = runs_of(both)
-    values = runs.values(both)
+    values = runs.values(both).astype(np.int64)
     later, earlier = touching(runs, np.flatnonzero(values), connectivity)
     cross = (runs.starts[earlier] < above.size) & (runs.starts[later] >= above.size)
     return values[earlier[cross]], values[later[cross]]
@@ -49,16 +51,16 @@ class Seams:
 
     def __init__(self, connectivity: int) -> None:
         self._connectivity = connectivity
-        self._last: Ints | None = None
+        self._last: NDArray[np.integer] | None = None
         self._pairs: list[tuple[Ints, Ints]] = []
 
     def add(self, first: NDArray[np.integer], last: NDArray[np.integer]) -> None:
         """Take in the next slab: codes of its first and of its last line (plane)."""
         if self._last is not None:
-            pair = across(self._last, first.astype(np.int64), self._connectivity)
+            pair = across(self._last, first, self._connectivity)
             if pair[0].size:
                 self._pairs.append(pair)
-        self._last = last.astype(np.int64)
+        self._last = last.copy()
 
     def pairs(self) -> tuple[Ints, Ints]:
         """All pairs so far, the code above the seam first."""

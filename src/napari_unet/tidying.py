@@ -165,7 +165,7 @@ class _Holes:
         values[fill] = lowest[piece[fill]]
         number = self._keep(runs, piece, is_open, (lowest, highest), rows.start * plane)
         # Above 0 an object, below a piece of background.
-        codes = np.where(values > 0, values.astype(np.int64), -number[piece])
+        codes = np.where(values > 0, values, -number[piece]).astype(np.int32)
         first, last = (
             np.repeat(codes[line], runs.lengths[line]).reshape(runs.shape[1:])
             for line in (above, below)

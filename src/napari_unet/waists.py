@@ -8,7 +8,7 @@ line of the distance is where it is cut (Soille, Morphological Image Analysis, 2
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import pi
+from math import pi, prod
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ from scipy import ndimage
 from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
-from napari_unet.flooding import LARGE, RIM, SEED
+from napari_unet.flooding import RIM, SEED
 from napari_unet.runs import ShouldStop, bands, poll
 from napari_unet.seams import Seams, joined
 
-__all__ = ["cut_waists"]
+__all__ = ["LARGEST", "SMALL", "cut_waists"]
 
 # Distances are smoothed by this much, in pixels: the pixel grid makes small maxima of its own.
 _SMOOTH = 1.0
@@ -35,6 +35,15 @@ _ROUNDISH = 1.15
 
 # Far above the rounding of a smoothed distance, far below a depth that matters.
 _TINY = 1e-6
+
+LARGEST = 1 << 22
+"""Pixels of a bounding box beyond which a seed is not looked at: some hundred bytes for each."""
+
+SMALL = 1 << 16
+"""Pixels of a bounding box up to which it may be as empty as it likes."""
+
+# Part of a larger box that a seed fills at least if it is no thread.
+_THREAD = 1 / 16
 
 # More tops than this are looked at by the full method.
 _MANY = 32
@@ -56,7 +65,7 @@ def cut_waists(
     connectivity : int
         Pixels are neighbours if they differ by 1 along at most this many axes.
     should_stop : callable, optional
-        Asked before each seed.
+        Asked before each seed, and several times within large ones.
 
     Raises
     ------
@@ -65,7 +74,9 @@ def cut_waists(
 
     Notes
     -----
-    Seeds whose bounding box holds more than `LARGE` pixels are left as they are.
+    Seeds are left as they are whose bounding box holds more than `LARGEST` pixels, or is that of a
+    long thread: larger than `SMALL` and nearly empty. The work is that of the boxes, and threads
+    would make it grow with the third power of an image's side.
     """
     neighbours = ndimage.generate_binary_structure(classes.ndim, connectivity)
     reaching = _Open(Seams(connectivity))
@@ -77,14 +88,22 @@ def cut_waists(
         is_open[numbers[-1]] |= rows.stop < classes.shape[0]
         is_open[0] = False
         for number, box in enumerate(boxes, start=1):
-            if not is_open[number]:
+            if not is_open[number] and _may_narrow(box, depth):
                 poll(should_stop)
-                _cut(classes[rows][box], numbers[box] == number, depth, connectivity)
+                _cut(classes[rows][box], numbers[box] == number, depth, connectivity, should_stop)
         reaching.add(numbers, boxes, is_open, rows.start)
     for box, first in reaching.seeds(should_stop):
         poll(should_stop)
-        numbers, _ = ndimage.label(classes[box] == SEED, neighbours)
-        _cut(classes[box], numbers == numbers[first], depth, connectivity)
+        if _may_narrow(box, depth):
+            numbers, _ = ndimage.label(classes[box] == SEED, neighbours)
+            _cut(classes[box], numbers == numbers[first], depth, connectivity, should_stop)
+
+
+def _may_narrow(box: Box, depth: float) -> bool:
+    """Whether a seed in this box can have a waist, and is not too large to look for it."""
+    sides = [part.stop - part.start for part in box]
+    # No pixel is farther from the rim than half the shortest side.
+    return bool((min(sides) + 1) // 2 > depth) and prod(sides) <= LARGEST
 
 
 @dataclass
@@ -125,28 +144,40 @@ class _Open:
         return found
 
 
-def _cut(classes: NDArray[Any], part: NDArray[np.bool_], depth: float, connectivity: int) -> None:
+def _cut(
+    classes: NDArray[Any],
+    part: NDArray[np.bool_],
+    depth: float,
+    connectivity: int,
+    should_stop: ShouldStop,
+) -> None:
     """Cut one seed, `part` of its bounding box."""
-    if part.size > LARGE:
+    if part.size > SMALL and np.count_nonzero(part) < _THREAD * part.size:
         return
     # The rim of background around it is where distances start.
     inner = (slice(1, -1),) * part.ndim
     padded = np.zeros([n + 2 for n in part.shape], np.bool_)
     padded[inner] = part
-    line = _waists(padded, depth, connectivity)
+    line = _waists(padded, depth, connectivity, should_stop)
     if line is not None:
         classes[line[inner]] = RIM
 
 
-def _waists(part: NDArray[np.bool_], depth: float, connectivity: int) -> NDArray[np.bool_] | None:
+def _waists(
+    part: NDArray[np.bool_], depth: float, connectivity: int, should_stop: ShouldStop
+) -> NDArray[np.bool_] | None:
     """Pixels to cut in one seed; None where it has no waist."""
     distance = ndimage.distance_transform_edt(part)
-    if np.count_nonzero(part) < _ROUNDISH * _ROUND[part.ndim] * distance.max() ** part.ndim:
+    largest = distance.max()
+    # Too narrow for a waist anywhere, or hardly larger than its largest disc.
+    roundish = _ROUNDISH * _ROUND[part.ndim] * largest**part.ndim
+    if largest <= depth or np.count_nonzero(part) < roundish:
         return None
     smooth = distance
     for axis in range(part.ndim):  # a Gaussian filter, without its preparations
         smooth = ndimage.correlate1d(smooth, _BELL, axis)
     smooth[~part] = 0
+    poll(should_stop)
     if _one_lobe(smooth, depth):
         return None
     # The maxima that are left once every one is lowered by `depth` (h-maxima).
@@ -154,6 +185,7 @@ def _waists(part: NDArray[np.bool_], depth: float, connectivity: int) -> NDArray
     markers, count = ndimage.label(peaks & part, np.ones((3,) * part.ndim))
     if count < 2:
         return None
+    poll(should_stop)
     lobes = watershed(-smooth, markers, connectivity=connectivity, mask=part, watershed_line=True)
     cut: NDArray[np.bool_] = part & (lobes == 0)
     return cut
