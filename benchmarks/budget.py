@@ -21,8 +21,10 @@ import torch
 from measure import Peak, environment, in_subprocess
 from ways import network_of
 
+from napari_unet.card import default_classes
 from napari_unet.checkpoint import Card, Model, load_model
 from napari_unet.config import UNetConfig
+from napari_unet.intensity import Normalisation
 from napari_unet.model import UNet, he_initialise
 from napari_unet.options import Options
 from napari_unet.predictors import kept
@@ -73,6 +75,43 @@ def random_model(**config: Any) -> Model:
     return Model(Card("random", made), network.eval())
 
 
+def drawn(kind: str, side: int) -> Callable[[Path], Any]:
+    """What is hard on the search for objects: a channel for the foreground, one for contours."""
+
+    def make(_: Path) -> Any:
+        image = np.zeros((side, side, 2), np.uint8)
+        down, across = np.ogrid[:side, :side]
+        if kind == "noise":
+            image[..., 0] = np.random.default_rng(0).integers(0, 2, (side, side))
+        elif kind == "grid":
+            image[..., 0] = (down % 64 < 10) | (across % 64 < 10)
+        elif kind == "fibres":
+            image[..., 0] = (down + across) % 28 < 23
+            image[(down + across) % 28 // 3 == 3] = (0, 1)
+        else:  # cells that fill all
+            image[..., 0] = 1
+            image[(down % 24 < 4) | (across % 24 < 4)] = (0, 1)
+        return image
+
+    return make
+
+
+def passing() -> Model:
+    """A network that hands its two channels on as foreground and contour."""
+    config = UNetConfig(in_channels=2, n_classes=3, widths=(2, 2))
+    network = UNet(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        for layer in (*network.down[0], *network.merge[0]):
+            if hasattr(layer, "weight"):
+                layer.weight[[0, 1], [0, 1], 1, 1] = 1
+        network.head.weight[[1, 2], [0, 1], 0, 0] = 20
+        network.head.bias[1:] = -10
+    card = Card("passing", config, Normalisation("none"), default_classes(3))
+    return Model(card, network.eval())
+
+
 def seeing(spacing: float) -> Callable[[], Model]:
     """`nuclei`, as if trained at so many micrometres a pixel."""
 
@@ -113,6 +152,11 @@ KINDS = {
         lambda: network_of("paper"),
         {"output": "classes"},
     ),
+    # With waists, as `nuclei` has them.
+    "objects of noise": Kind(drawn("noise", 2048), passing, {"axes": "YXC", "waist": 2.0}),
+    "one object, a grid": Kind(drawn("grid", 4000), passing, {"axes": "YXC", "waist": 2.0}),
+    "fibres": Kind(drawn("fibres", 4000), passing, {"axes": "YXC", "waist": 2.0}),
+    "confluent cells": Kind(drawn("confluent", 4000), passing, {"axes": "YXC", "waist": 2.0}),
 }
 
 
