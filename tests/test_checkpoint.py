@@ -76,7 +76,7 @@ def test_the_card_says_what_it_is_in_one_line() -> None:
         "2-D, 1 channel, background + foreground + contour, 0.65 µm/px, 1,719 parameters"
     )
     plain = Card("x", UNetConfig())
-    assert plain.describe().endswith("any pixel size, 31 M parameters")
+    assert plain.describe().endswith("no rescaling, 31 M parameters")
     assert [info.role for info in plain.classes] == ["background", "foreground"]
 
 

@@ -425,6 +425,12 @@ def test_one_image_into_a_folder(run, tmp_path, cells, models):
         assert [p.name for p in (tmp_path / "new").iterdir()] == ["cells_labels.tif"]
 
 
+def test_several_images_do_not_fit_into_one_file(run, tmp_path, cells):
+    status, _, err = run("segment", cells, tmp_path / "b.tif", "-o", tmp_path / "one.tif")
+    assert status == 2
+    assert "is one file, for 2 images; give a folder: one/" in err
+
+
 def test_two_images_of_one_name(run, tmp_path, cells):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "cells.png").write_bytes(b"")
@@ -621,6 +627,15 @@ def test_verify(run, cells, models):
     assert "changed labels: 0" in text
     assert "fits into one tile" not in text
     assert "fits into one tile" in run(*words[:-2])[1]
+
+
+def test_a_package_that_says_all_has_nothing_to_probe(run, tmp_path, cells, models):
+    assert run("export", models["nuclei"], tmp_path / "a.zip", "--format", "bioimageio")[0] == 0
+    labels = tmp_path / "labels.tif"
+    tifffile.imwrite(labels, np.ones((50, 60), np.uint8))
+    status, _, err = run("probe", tmp_path / "a.zip", cells, labels)
+    assert status == 2
+    assert "says all about its network; there is nothing to probe" in err
 
 
 def test_shapes(run):

@@ -286,7 +286,7 @@ def test_notice_about_pixels_that_are_no_numbers() -> None:
 def test_notice_about_planes() -> None:
     info = describe(Image(np.zeros((5, 8, 8)), axis_labels=("z", "y", "x")))
     assert [n.text for n in check(info, card(), Choices())] == [
-        "2-D model: 5 planes, one after another"
+        "2-D model: 5 planes, each by itself; objects are not linked"
     ]
     assert check(info, card(), Choices(region=SLICE)) == ()
     assert check(info, card(3), Choices()) == ()

@@ -140,7 +140,7 @@ class Card:
             f"{config.ndim}-D",
             f"{config.in_channels} channel{'s' * (config.in_channels > 1)}",
             listed,
-            "any pixel size" if self.spacing is None else f"{_by(self.spacing)} µm/px",
+            "no rescaling" if self.spacing is None else f"{_by(self.spacing)} µm/px",
             f"{_count(config.n_parameters)} parameters",
         ]
         return ", ".join(parts)

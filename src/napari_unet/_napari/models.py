@@ -61,7 +61,11 @@ def passport(card: Card) -> str:
     }[norm.kind]
     lines = [card.describe(), f"Grey levels: {scaled}, over the whole image."]
     for key, value in card.settings.items():
-        lines.append(f"{key.replace('_', ' ').capitalize()}: {value:g} unless set below.")
+        lines.append(
+            f"Objects that touch are cut at waists deeper than {value:g} px."
+            if key == "waist"  # for which the dock has no field
+            else f"{key.replace('_', ' ').capitalize()}: {value:g} unless set below."
+        )
     lines += [f"{heading.capitalize()}: {text}" for heading, text in card.provenance.items()]
     if not card.provenance:
         lines.append("The file does not say what it was trained on.")

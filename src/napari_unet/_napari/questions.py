@@ -57,8 +57,8 @@ _TEXTS = {
     "normalisation": (
         "Grey levels",
         "How images were scaled in training. percentile: 1st and 99.8th to 0 and 1. min-max: "
-        "smallest and largest to 0 and 1. mean-std: mean 0, standard deviation 1. none: as "
-        "they are.",
+        "smallest and largest to 0 and 1. mean-std: mean 0, standard deviation 1. dtype-range: the "
+        "largest number of the pixels' type to 1. none: as they are.",
     ),
     "shift": (
         "Shift",
@@ -77,7 +77,7 @@ _SURE = "Tick it once you know that this is right. What is not ticked is assumed
 _DOUBTFUL = "Your answer for the file as it was before it changed. Tick it if it still holds."
 _PROBE = (
     "Try every combination of what is not ticked on the image, and keep the one that matches the "
-    "labels clearly best. Takes up to a minute."
+    "labels clearly best. Takes seconds, or some minutes with a large network."
 )
 _NO_LABELS = (
     "Needs a Labels layer of the chosen image's size, in which each object is painted with a "

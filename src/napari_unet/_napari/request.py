@@ -170,7 +170,11 @@ def check(info: ImageInfo, card: Card, choices: Choices) -> tuple[Notice, ...]:
         known = info.letters is not None and len(letters) == 1
         what = {"Z": "planes", "T": "time points"}[letters] if known else "slices"
         notices.append(
-            Notice(f"{card.config.ndim}-D model: {frames} {what}, one after another", "note")
+            Notice(
+                f"{card.config.ndim}-D model: {frames} {what}, each by itself; objects are not "
+                "linked",
+                "note",
+            )
         )
     return tuple(notices)
 

@@ -150,11 +150,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tasks(arguments: argparse.Namespace) -> list[_Task]:
     """Decide where each result goes."""
+    from napari_unet.files import LABEL_SUFFIXES
+
     sources = [path for text in arguments.images for path in _expand(text)]
     out = user_path(arguments.out)
     ends_in_slash = arguments.out.endswith(("/", "\\"))
     is_folder = is_there(out) and out.is_dir() and out.suffix != ".zarr"
     into_folder = len(sources) > 1 or ends_in_slash or is_folder
+    names_a_file = out.name.lower().endswith(LABEL_SUFFIXES) and not (ends_in_slash or is_folder)
+    if len(sources) > 1 and names_a_file:
+        raise OptionError(
+            f"{out} is one file, for {len(sources)} images; give a folder: {out.stem}/"
+        )
     tasks = []
     for source in sources:
         stem = source.name

@@ -59,7 +59,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help="channels of a new network at each level (default: 16,32,64,128)",
     )
     add("--no-contour", action="store_true", help="of objects, learn foreground only")
-    add("--tile", type=positive, metavar="N", help="output pixels of a tile (default: 240)")
+    add(
+        "--tile",
+        type=positive,
+        metavar="N",
+        help="output pixels of a tile (default: 240; 64 in 3-D; 388 with --paper)",
+    )
     add("--batch", type=positive, metavar="N", help="tiles of a step (default: 4)")
     add("--optimiser", choices=("adamw", "sgd"), help="default: adamw, with one cycle")
     add("--rate", type=float, metavar="R", help="highest learning rate (default: 0.003; 0.002 "

@@ -118,6 +118,8 @@ def probe_steps(
     except CheckpointError as error:
         raise CheckpointError(f"{file.name}: {error}") from error
     assumed = finding.origin.assumed
+    if not assumed:
+        raise OptionError(f"{file.name} says all about its network; there is nothing to probe.")
     data = image if hasattr(image, "shape") and hasattr(image, "dtype") else np.asarray(image)
     config = finding.config
     named = resolve_axes(data.shape, data.dtype, axes, config.ndim, config.in_channels)
