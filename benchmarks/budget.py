@@ -103,9 +103,10 @@ def passing() -> Model:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-        for layer in (*network.down[0], *network.merge[0]):
-            if hasattr(layer, "weight"):
-                layer.weight[[0, 1], [0, 1], 1, 1] = 1
+        for block in (network.down[0], network.merge[0]):
+            for layer in block.children():
+                if isinstance(layer, torch.nn.Conv2d):
+                    layer.weight[[0, 1], [0, 1], 1, 1] = 1
         network.head.weight[[1, 2], [0, 1], 0, 0] = 20
         network.head.bias[1:] = -10
     card = Card("passing", config, Normalisation("none"), default_classes(3))

@@ -260,6 +260,7 @@ _PARAMETERS: dict[str, tuple[int, int, Any]] = {
         123, 30, lambda p: single(1, p["negative_slope"]) if "negative_slope" in p else b"",
     ),
     "power_param": (122, 21, lambda p: single(3, p["shift"])),
+    "own": (5000, 5000, lambda p: tagged(1, single(1, p["shift"]))),
     "dropout_param": (108, 12, lambda p: single(1, p["dropout_ratio"])),
     "crop_param": (
         144, 0, lambda p: whole(1, 2) + b"".join(whole(2, o) for o in p["offset"]),
@@ -279,10 +280,17 @@ def caffemodel(
     v1: bool = False,
     graph: bool = True,
     splits: bool = False,
+    plugin: bool = False,
 ) -> bytes:
-    """The binary file, of either version; without `graph` only names and weights."""
+    """The binary file, of either version; without `graph` only names and weights.
+
+    With `plugin` the image is shifted by the plug-in's own layer, whose field's number is made up.
+    """
     parts = [tagged(1, "test")]
     for layer in with_splits(layers(net), net.depth) if splits else layers(net):
+        if plugin and layer["type"] == "Power":
+            layer = {**layer, "type": "ValueTransformation", "own": layer["power_param"]}
+            del layer["power_param"]
         if layer["type"] == "Crop" and v1:
             raise ValueError("the first version knows no crop")
         name, kind, bottom, top, blobs = (4, 5, 2, 3, 6) if v1 else (1, 2, 3, 4, 7)

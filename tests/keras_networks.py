@@ -24,8 +24,10 @@ class Design:
     padding: str = "valid"
     norm: str = "none"  # before | after the activation
     epsilon: float = 1e-3
-    activation: str = "argument"  # | layer | relu | leaky | operation | function
+    norm_kind: str = "BatchNormalization"
+    activation: str = "argument"  # | layer | relu | leaky | operation | function | a layer's class
     slope: float = 0.0
+    pooling: str = "MaxPooling"
     up: str = "transposed"  # | nearest | bilinear | bare | early
     up_activation: bool = False
     up_norm: bool = False
@@ -84,6 +86,10 @@ class _Builder:
 
     def normed(self, x: Any) -> Any:
         affine = self.design.affine
+        if self.design.norm_kind == "GroupNormalization":
+            return self.layers.GroupNormalization(1)(x)
+        if self.design.norm_kind != "BatchNormalization":
+            return getattr(self.layers, self.design.norm_kind)()(x)
         return self.layers.BatchNormalization(
             axis=self.axis, epsilon=self.design.epsilon, scale=affine, center=affine
         )(x)
@@ -98,6 +104,10 @@ class _Builder:
             return self.layers.ReLU(negative_slope=d.slope)(x)
         if d.activation == "leaky":
             return self.layers.LeakyReLU(negative_slope=d.slope)(x)
+        if d.activation == "PReLU":
+            return self.layers.PReLU(shared_axes=[*range(1, d.ndim + 1)])(x)
+        if d.activation in ("ELU", "LeakyReLU"):
+            return getattr(self.layers, d.activation)()(x)
         return self.layers.Activation("leaky_relu" if d.slope else "relu")(x)
 
     def raised(self, x: Any, width: int) -> Any:
@@ -147,7 +157,7 @@ class _Builder:
         for width in d.widths[:-1]:
             x = self.block(x, width)
             skips.append(x)
-            x = self.kind("MaxPooling")(self.pools, data_format=self.format)(x)
+            x = self.kind(d.pooling)(self.pools, data_format=self.format)(x)
         x = self.layers.Dropout(d.dropout)(x)
         x = self.block(x, d.widths[-1])
         lost = [4] * d.ndim  # of the bottleneck

@@ -42,7 +42,12 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], int, dict[str, Any], dict[str
     "johschmidt42": (
         lambda: families.Johschmidt42(n_blocks=2, classes=3, mode="nearest"),
         16,
-        {"conv_mode": "valid", "up_mode": "nearest", "activation": "relu"},
+        {
+            "conv_mode": "valid",
+            "up_mode": "nearest",
+            "activation": "relu",
+            "normalization": "batch",
+        },
         {"padding": "valid", "up": "nearest", "slope": "0"},
     ),
 }
@@ -57,6 +62,30 @@ def assert_same_logits(model: Model, judge: nn.Module) -> None:
     image = torch.rand(1, model.config.in_channels, *size)
     with torch.inference_mode():
         torch.testing.assert_close(model.network(image), judge(image), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("johschmidt42", "activation", "elu"),
+        ("johschmidt42", "normalization", "instance"),
+        ("johschmidt42", "normalization", "group8"),
+        ("johschmidt42", "up_mode", "bicubic"),
+        ("johschmidt42", "conv_mode", ["valid"]),
+        ("jvanvugt", "padding", 3),
+        ("jvanvugt", "up_mode", "shuffle"),
+    ],
+)
+def test_arguments_that_ask_for_another_network_are_refused(
+    name: str, argument: str, value: Any, tmp_path: Path
+) -> None:
+    kind, loss, kwargs, _ = FAMILIES[name]
+    weights = packages.weights_of(judged(kind).state_dict())
+    kwargs = {**kwargs, argument: value}
+    document = packages.description("0.5.3", weights, loss=loss, classes=3, kwargs=kwargs)
+    path = packages.write_package(tmp_path / "p.zip", document, {"weights.pt": weights})
+    with pytest.raises(CheckpointError, match=f"whose {argument} is .*, which is not run; give"):
+        load_model(path)
 
 
 @pytest.mark.parametrize("suffix", [".zip", ""])

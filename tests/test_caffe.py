@@ -25,6 +25,7 @@ from napari_unet.checkpoint import Model, load_model
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.caffe_text import layers_of
 from napari_unet.importers.prototxt import parse_prototxt
+from napari_unet.intensity import Normalisation
 
 CONFIGURATIONS = {
     "as the plug-in makes them": Caffe(),
@@ -141,6 +142,18 @@ def test_every_form_of_a_caffemodel_is_one_network(
     assert np.array_equal(state["down.0.0.weight"], weights["conv_d0a-b"][0])
     assert np.array_equal(state["up.0.0.bias"], weights["upconv_d1c_u0a"][1])
     assert np.array_equal(state["head.weight"], weights["conv_u0d-score"][0])
+
+
+def test_a_shift_in_the_plug_ins_own_layer_is_assumed_and_told(tmp_path: Path) -> None:
+    net = Caffe((3, 5), shift=-0.25)
+    path = tmp_path / "net.caffemodel"
+    path.write_bytes(caffemodel(net, random_weights(net), plugin=True))
+    model = load_model(path)
+    assert model.origin is not None
+    assert model.origin.assumed["shift"] == "-0.5"
+    assert model.card.normalisation == Normalisation("min-max", shift=-0.5)
+    assert ["its layer shift adds to the image" in text for text in model.origin.warnings] == [True]
+    assert load_model(path, assume={"shift": -0.25}).card.normalisation.shift == -0.25
 
 
 def test_without_a_definition_the_habits_are_assumed(tmp_path: Path) -> None:
@@ -335,3 +348,15 @@ def test_prototxt_grammar() -> None:
 def test_prototxt_that_is_none(text: str) -> None:
     with pytest.raises(CheckpointError):
         parse_prototxt(text)
+
+
+@pytest.mark.timeout(60)
+def test_comments_are_blanks_however_long_they_are() -> None:
+    plain = "layer { name: 'a#b' kernel_size: 3 }"
+    signs = "#" * 60
+    for comment in (signs, f"{signs}\n", f"{signs}\n \t{signs} x {{ '\n\n", f"{signs}\r\n"):
+        assert parse_prototxt(f"{plain} {comment}") == parse_prototxt(plain)
+    with pytest.raises(CheckpointError, match="damaged at '@'"):
+        parse_prototxt(f"{plain} {signs}\n@")
+    with pytest.raises(CheckpointError, match="far longer"):
+        parse_prototxt("#\n" * (1 << 20))

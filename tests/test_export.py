@@ -8,6 +8,7 @@ import re
 import runpy
 import zipfile
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from napari_unet.engine import run_tiles
 from napari_unet.errors import OptionError, OutputError
 from napari_unet.export import export_package
 from napari_unet.export.description import exact_scale, find_dois, find_license, preprocessing_steps
+from napari_unet.export.package import LICENSES
 from napari_unet.export.sizes import axis_sizes, network_arguments
 from napari_unet.intensity import Normalisation, fit_intensity
 from napari_unet.prepared import Runtime
@@ -259,8 +261,9 @@ def test_the_same_model_gives_the_same_bytes_and_replaces_only_when_done(tmp_pat
     odd = replace(model.card, normalisation=Normalisation(low=0.1, high=0.9))
     with pytest.raises(OptionError, match=r"no upper percentile of 0\.9"):
         export_package(replace(model, card=odd), path)
-    with pytest.raises(OptionError, match="no SPDX identifier"):
-        export_package(model, path, license="my own!")
+    for license in ("my own!", "CC-BY", "Foo-1.0", "GPL-3.0", ""):
+        with pytest.raises(OptionError, match="no SPDX identifier"):
+            export_package(model, path, license=license)
     assert path.read_bytes() == first
     assert [*tmp_path.iterdir()] == [path]
     with pytest.raises(OutputError, match="choose another folder"):
@@ -280,6 +283,17 @@ def test_sums_are_those_of_the_files(tmp_path: Path) -> None:
         return ("sha256" in node) + sum(map(check, node.values()))
 
     assert check(yaml.safe_load(files["rdf.yaml"])) == len(files) - 1
+
+
+def test_licences_are_those_of_the_specification(tmp_path: Path) -> None:
+    listed = resources.files("bioimageio.spec").joinpath("static", "spdx_licenses.json")
+    known = json.loads(listed.read_text("utf-8"))
+    valid = {
+        entry["licenseId"] for entry in known["licenses"] if not entry["isDeprecatedLicenseId"]
+    }
+    assert not set(LICENSES) - valid
+    path = export_package(random_model(**SMALL), tmp_path / "m.zip", license="cc-by-sa-4.0")
+    assert str(judge.described(path).license) == "CC-BY-SA-4.0"
 
 
 def test_nuclei_brings_its_licence_and_its_data_along(tmp_path: Path) -> None:

@@ -730,6 +730,43 @@ def test_a_file_keeps_the_usual_rights(tmp_path):
     assert (tmp_path / "a.tif").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no permission bits on Windows")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path, monkeypatch, mode):
+    path, seen, save = tmp_path / "a.tif", [], tifffile.imwrite
+    path.touch()
+    path.chmod(mode)
+
+    def look(*args, **options):
+        seen.extend(p.stat().st_mode & 0o777 for p in tmp_path.iterdir())
+        return save(*args, **options)
+
+    monkeypatch.setattr(tifffile, "imwrite", look)
+    write_labels(path, pixels(8, 9))
+    assert set(seen) == {mode}  # from the first byte on
+    assert path.stat().st_mode & 0o777 == mode
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("name", ["a.tif", "a.zarr"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_a_link_leads_to_is_replaced(tmp_path, name, exists):
+    real, link = tmp_path / "disk" / name, tmp_path / "link" / name
+    for path in (real, link):
+        path.parent.mkdir()
+    old, new = pixels(8, 9), pixels(7, 5)
+    if exists:
+        write_labels(real, old)
+    link.symlink_to(Path("..", "disk", name))
+    check_output(link)
+    write_labels(link, new)
+    assert link.is_symlink()
+    np.testing.assert_array_equal(read_labels(real), new)
+    for path in (real, link):
+        assert [p.name for p in path.parent.iterdir()] == [name]
+
+
 # --- zarr -------------------------------------------------------------------------------------
 
 

@@ -297,6 +297,12 @@ PROTOBUFS = {
     "a shape below zero": tagged(
         100, LAYER + tagged(7, tagged(7, tagged(1, varint((1 << 64) - 4))) + tagged(5, b"\0" * 4))
     ),
+    **{
+        f"a shape of nothing, {' x '.join(map(str, shape))}": tagged(
+            100, LAYER + tagged(7, tagged(7, b"".join(whole(1, extent) for extent in shape)))
+        )
+        for shape in ((0, 1 << 62), (0, 1 << 63), (1 << 40, 1 << 40, 0), (0,))
+    },
     "a number without an end": b"\xff" * 400_000,
     "millions of parts": whole(1000, 1) * 2_000_000,
     "millions of numbers, each with parts between": tagged(

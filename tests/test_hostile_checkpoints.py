@@ -9,6 +9,8 @@ import random
 import struct
 import time
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import save_file
 
 from napari_unet.checkpoint import load_model
 from napari_unet.errors import CheckpointError
+from napari_unet.importers.plain_yaml import read_yaml
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,17 @@ def test_code_is_named_and_not_run(network: torch.nn.Module, tmp_path: Path, new
     assert not marker.exists()
 
 
+@pytest.mark.parametrize(("parts", "words"), [(20_000, "1000 characters"), (400, "do not make")])
+def test_names_of_many_parts_take_no_time(parts: int, words: str, tmp_path: Path) -> None:
+    shapes = {"x": (4, 1, 3, 3), "y": (4, 4, 3, 3)}
+    state = {"a." * parts + f"{name}.weight": torch.rand(shape) for name, shape in shapes.items()}
+    save_file(state, tmp_path / "w.safetensors")
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match=words):
+        load_model(tmp_path / "w.safetensors")
+    assert time.process_time() - start < 1
+
+
 def rewritten(file: Path, change: Any, compression: int = zipfile.ZIP_STORED) -> Path:
     """Write the archive again, with members changed."""
     with zipfile.ZipFile(file) as archive:
@@ -89,6 +103,21 @@ def storage(count: int) -> bytes:
     return stream.getvalue()
 
 
+def numbers(count: int) -> list[bytes]:
+    """As a pickle has them: different ones of one hash."""
+    found = (number * (2**61 - 1) for number in range(1, count + 1))
+    return [b"\x8a\x0a" + number.to_bytes(10, "little") for number in found]
+
+
+def called(name: bytes, *given: bytes) -> bytes:
+    return b"\x80\x02c" + name + b"\n" + b"".join(given) + b"\x85R."
+
+
+ALIKE = 40_000
+ITEMS = b"N".join(numbers(ALIKE)) + b"N"
+PAIRS = b"]" + b"".join(number + b"N\x86a" for number in numbers(ALIKE))
+TUPLES = b"N".join(number + b"\x85" for number in numbers(ALIKE)) + b"N"
+LIST = b"](" + b"".join(numbers(ALIKE)) + b"e"
 NESTED = b"\x80\x02" + b")" + b"\x85" * 200_000 + b"."
 DOUBLED = b"\x80\x02)" + b"2\x86" * 60 + b"."
 
@@ -100,6 +129,19 @@ DOUBLED = b"\x80\x02)" + b"2\x86" * 60 + b"."
         (storage(-1), "damaged"),
         (NESTED, "nests far deeper"),
         (DOUBLED, "nests far deeper"),
+        (b"\x80\x02}(" + ITEMS + b"u.", "odd keys"),
+        (b"\x80\x02}" + b"".join(n + b"Ns" for n in numbers(ALIKE)) + b".", "odd keys"),
+        (b"\x80\x02}(" + TUPLES + b"u.", "odd keys"),
+        (called(b"collections\nOrderedDict", PAIRS), "odd keys"),
+        (called(b"collections\nCounter", LIST), "odd keys"),
+        (called(b"builtins\nset", LIST), "odd keys"),
+        (b"\x80\x02ccollections\nOrderedDict\n)R" + LIST + b"b.", "odd keys"),
+        # A list that is filled after it was given away, and one that is used over and over.
+        (b"\x80\x02cbuiltins\nset\n]q\x00(" + b"".join(numbers(ALIKE)) + b"e\x85R.", "odd keys"),
+        (
+            b"\x80\x02]q\x00(" + b"N" * 5000 + b"e" + b"cbuiltins\nset\nh\x00\x85R" * 9 + b".",
+            "odd keys",
+        ),
         (b"\x80\x02" + b"]" * 1_100_000, "far longer"),
         (b"\x80\x02" + b"]" * 17_000_000, "far longer"),
         (b"\x80\x02cposix\nsystem\n.", r"asks for posix\.system"),
@@ -235,3 +277,115 @@ def test_an_archive_hidden_around_another(file: Path) -> None:
         archive.comment = b"PK"
     with pytest.raises(CheckpointError, match="other data around it"):
         load_model(file)
+
+
+class OfOld:
+    """Pickled as Python 2 did it: an ordered dictionary is made of a list of lists."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __reduce__(self) -> Any:
+        return OrderedDict, ([[key, value] for key, value in self.values.items()],)
+
+
+def by_index(network: torch.nn.Module) -> dict[str, Any]:
+    """What a training script keeps beside the weights."""
+    optimiser = torch.optim.Adam(network.parameters())
+    sum(value.sum() for value in network.parameters()).backward()  # type: ignore[union-attr]
+    optimiser.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [30, 60, 90])
+    return {
+        "state_dict": network.state_dict(),
+        "optimizer": optimiser.state_dict(),
+        "schedule": schedule.state_dict(),
+        "losses": [1 / (1 + step) for step in range(20_000)],
+        "seen": {3, 5, 8},
+        "best": {0: 0.5, 1_000_000: 0.25},
+    }
+
+
+def by_address(network: torch.nn.Module) -> dict[str, Any]:
+    """Likewise, from before PyTorch 1.5: the state of a parameter under its address."""
+    state = {140_000_000_000_000 + 64 * n: {"step": n} for n in range(1000)}
+    groups = [{"lr": 0.1, "params": list(state)}]
+    return {
+        "state_dict": network.state_dict(),
+        "optimizer": {"state": state, "param_groups": groups},
+    }
+
+
+def of_python_2(network: torch.nn.Module) -> dict[str, Any]:
+    return {"state_dict": OfOld(network.state_dict()), "epoch": 7}
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("content", [by_index, by_address, of_python_2])
+def test_checkpoints_of_training_scripts_open(
+    network: torch.nn.Module,
+    tmp_path: Path,
+    content: Callable[[torch.nn.Module], dict[str, Any]],
+    new: bool,
+) -> None:
+    path, plain = tmp_path / "w.pt", tmp_path / "plain.pt"
+    torch.save(content(network), path, _use_new_zipfile_serialization=new)
+    torch.save(network.state_dict(), plain)
+    found, right = load_model(path).network.state_dict(), load_model(plain).network.state_dict()
+    assert list(found) == list(right)
+    assert all(torch.equal(found[key], right[key]) for key in right)
+
+
+def directory(path: Path, count: int, *, wide: bool) -> Path:
+    """A zip file that is nearly all directory; `wide`: only the end's 64-bit form says so."""
+    head = b"PK\x03\x04".ljust(30, b"\0")
+    entry = struct.pack("<4s4B4HL2L5H2L", b"PK\x01\x02", 20, 0, 20, *[0] * 8, 7, *[0] * 6)
+    entries = b"".join(entry + b"%07d" % n for n in range(count))
+    size, end = len(entries), b""
+    if wide:
+        place = len(head) + size
+        end = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, len(head))
+        end += struct.pack("<4sLQL", b"PK\x06\x07", 0, place, 1)
+        size = 0
+    end += struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, size, len(head), 0)
+    path.write_bytes(head + entries + end)
+    return path
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_directory_of_millions_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: bool
+) -> None:
+    few = directory(tmp_path / "few.pt", 10, wide=wide)
+    with zipfile.ZipFile(few) as archive:
+        assert len(archive.namelist()) == 10
+    with pytest.raises(CheckpointError, match=r"few\.pt: .*no checkpoint"):
+        load_model(few)
+    many = directory(tmp_path / "many.pt", 200_000, wide=wide)
+
+    def read(self: zipfile.ZipFile) -> None:
+        raise AssertionError("its directory is read")
+
+    monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", read)
+    with pytest.raises(CheckpointError, match=r"many\.pt: .*far too many"):
+        load_model(many)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        b"1" + b":59" * 100_000,
+        b"1" + b":59" * 100_000 + b".5",
+        b'!!int "1' + b":59" * 100_000 + b'"',
+        b'!!float "1' + b":59" * 100_000 + b'"',
+        b'!!int {=: "1' + b":59" * 100_000 + b'"}',
+    ],
+)
+def test_numbers_to_the_base_of_60_are_short(number: bytes) -> None:
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="no readable YAML"):
+        read_yaml(b"a: " + number + b"\n")
+    assert time.process_time() - start < 2
+    long = b"x1:59" * 1000
+    assert read_yaml(b"a: 1:30\nb: " + long + b"\nc: 1.5\n") == {
+        "a": 90, "b": long.decode(), "c": 1.5
+    }  # fmt: skip

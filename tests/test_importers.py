@@ -168,6 +168,81 @@ def test_unknown_names_are_matched_by_shape(tmp_path: Path, batch_norm: bool, su
     assert_same_logits(model, judge)
 
 
+class Sequences(nn.Module):
+    """Blocks that are sequences of layers, two convolutions in each; concatenates [skip, up]."""
+
+    def __init__(self, layers: str, names: tuple[str, str, str] = ("enc", "dec", "up")) -> None:
+        super().__init__()
+        self.down, self.merge, self.up = names
+        for level, (inputs, width) in enumerate(((1, 4), (4, 8), (8, 16)), 1):
+            setattr(self, f"{self.down}{level}", self._block(layers, inputs, width))
+        for number, width in ((1, 8), (2, 4)):
+            setattr(self, f"{self.up}{number}", nn.ConvTranspose2d(2 * width, width, 2, stride=2))
+            setattr(self, f"{self.merge}{number}", self._block(layers, 2 * width, width))
+        self.segment = nn.Conv2d(4, 2, 1)
+
+    @staticmethod
+    def _block(layers: str, inputs: int, width: int) -> nn.Module:
+        kinds = {
+            "c": lambda i: nn.Conv2d(i, width, 3),
+            "d": lambda _: nn.Dropout2d(0.1),
+            "n": lambda _: nn.BatchNorm2d(width),
+            "a": lambda _: nn.ReLU(),
+        }
+        return nn.Sequential(*(kinds[c](i) for i in (inputs, width) for c in layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for level in (1, 2, 3):
+            x = getattr(self, f"{self.down}{level}")(x)
+            skips.append(x)
+            x = nn.functional.max_pool2d(x, 2) if level < 3 else x
+        for number in (1, 2):
+            up = getattr(self, f"{self.up}{number}")(x)
+            joined = torch.cat([families.crop(skips[2 - number], up), up], 1)
+            x = getattr(self, f"{self.merge}{number}")(joined)
+        return self.segment(x)
+
+
+@pytest.mark.parametrize("names", [("enc", "dec", "rise"), ("contract", "deconv", "up")])
+@pytest.mark.parametrize(
+    ("layers", "order", "inferred"),
+    [
+        ("cna", "norm-act", "norm-act"),
+        ("cnad", "norm-act", "norm-act"),
+        ("can", "act-norm", "act-norm"),
+        ("cdna", "norm-act", None),
+        ("cand", "act-norm", None),
+    ],
+)
+def test_a_dropout_is_not_taken_for_an_activation(
+    names: tuple[str, str, str], layers: str, order: str, inferred: str | None, tmp_path: Path
+) -> None:
+    judge = families.randomised(Sequences(layers, names))
+    torch.save(judge.state_dict(), tmp_path / "w.pt")
+    origin = load_model(tmp_path / "w.pt").origin
+    assert origin is not None
+    assert origin.inferred.get("norm-order") == inferred
+    assert ("norm-order" in origin.assumed) is (inferred is None)
+    model = load_model(tmp_path / "w.pt", assume={"norm-order": order})
+    assert_same_logits(model, judge)
+
+
+def test_what_a_person_knows_counts_more_than_names(tmp_path: Path) -> None:
+    config = UNetConfig(widths=(2, 4), norm="batch", norm_order="act-norm", up_norm=True)
+    torch.save(random_network(config).state_dict(), tmp_path / "w.pt")
+    inferred = load_model(tmp_path / "w.pt").origin
+    assert inferred is not None
+    assert {"norm-order": "act-norm", "up-activation": "no"}.items() <= inferred.inferred.items()
+    model = load_model(tmp_path / "w.pt", assume={"norm-order": "norm-act"})
+    assert model.config.norm_order == "norm-act"
+    assert model.origin is not None
+    assert model.origin.given == {"norm-order": "norm-act"}
+    # What followed from the order that was inferred is open again.
+    assert not {"norm-order", "up-activation"} & set(model.origin.inferred)
+    assert model.origin.assumed["up-activation"] == "no"
+
+
 def test_unknown_names_that_fit_twice_are_not_guessed(tmp_path: Path) -> None:
     """Equal widths: only the order in which modules were made tells the blocks apart."""
     judge = families.randomised(families.Hayashimasa((4, 4, 4), batch_norm=False))
@@ -194,6 +269,60 @@ def test_wrappers(tmp_path: Path, prefix: str, wrapper: str | None) -> None:
     assert model.origin is not None
     assert model.origin.ignored == ("criterion.weight",)
     assert_same_logits(model, judge)
+
+
+def prefixed(prefix: str, network: nn.Module) -> dict[str, Any]:
+    return {f"{prefix}.{key}": value for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("prefix", "other", "kind"),
+    [
+        ("model", "ema_model", "copy"),
+        ("online_model", "ema_model.module", "copy"),
+        ("wrapper.model._orig_mod", "wrapper.model_ema", "copy"),
+        ("model", "loss.vgg", "loss"),
+        ("ema_model", "loss.vgg", "loss"),
+        ("generator", "discriminator", "loss"),
+    ],
+)
+def test_the_network_is_found_beside_others(
+    prefix: str, other: str, kind: str, suffix: str, tmp_path: Path
+) -> None:
+    judge = families.randomised(families.Jvanvugt(batch_norm=True, depth=2))
+    copy = families.randomised(families.Jvanvugt(batch_norm=True, depth=2), 7)
+    loss = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
+    for first in (True, False):
+        own, beside = prefixed(prefix, judge), prefixed(other, copy if kind == "copy" else loss)
+        state = {**own, **beside} if first else {**beside, **own}
+        path = tmp_path / f"w{suffix}"
+        if suffix == ".pt":
+            torch.save({"state_dict": state}, path)
+        else:
+            save_file({key: value.clone() for key, value in state.items()}, path)
+        model = load_model(path)
+        assert model.origin is not None
+        shared = "wrapper." if prefix.startswith("wrapper.") else ""
+        assert set(model.origin.ignored) == {key.removeprefix(shared) for key in beside}
+        assert_same_logits(model, judge)
+
+
+def test_of_two_networks_none_is_guessed(tmp_path: Path) -> None:
+    """They may run one behind the other."""
+    network = families.randomised(families.Jvanvugt(depth=2))
+    torch.save({**prefixed("first", network), **prefixed("second", network)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match="do not make one"):
+        load_model(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    "beside", [{"state_dict": {}}, {"model": "unet"}, {"net": {"model": {"depth": 3}}}]
+)
+def test_wrappers_without_weights_are_passed_by(beside: dict[str, Any], tmp_path: Path) -> None:
+    judge = families.randomised(families.Jvanvugt(depth=2))
+    torch.save({**beside, "weights": judge.state_dict()}, tmp_path / "w.pt")
+    assert_same_logits(load_model(tmp_path / "w.pt"), judge)
 
 
 def test_parameters_halves_and_files_of_old_are_read(tmp_path: Path) -> None:

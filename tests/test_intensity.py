@@ -8,7 +8,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -33,6 +33,8 @@ def expected(image: np.ndarray[Any, Any], normalisation: Normalisation) -> np.nd
     wide = image.astype(np.float64)
     if normalisation.kind == "percentile":
         low, high = np.percentile(wide, (normalisation.low, normalisation.high))
+        if high <= low:
+            low, high = low if low < wide.max() else wide.min(), wide.max()
     elif normalisation.kind == "min-max":
         low, high = wide.min(), wide.max()
     else:
@@ -100,6 +102,116 @@ def test_a_huge_float_image_is_sampled_alike_in_any_slabs(monkeypatch: pytest.Mo
     assert fit_intensity(image, Normalisation()) == once
     every = image.ravel()[:: -(-image.size // 1000)]
     np.testing.assert_allclose(once.offset[0], np.percentile(every, 1))
+
+
+class Stored:
+    """An array in chunks, which counts how often each is decoded."""
+
+    def __init__(self, pixels: np.ndarray[Any, Any], chunks: tuple[int, ...]) -> None:
+        self.pixels, self.chunks = pixels, chunks
+        self.shape, self.ndim, self.dtype = pixels.shape, pixels.ndim, pixels.dtype
+        self.decoded = np.zeros([-(-n // c) for n, c in zip(self.shape, chunks, strict=True)], int)
+        self.read: list[int] = []
+
+    def __getitem__(self, key: Any) -> np.ndarray[Any, Any]:
+        at = np.indices(self.shape, sparse=True)
+        parts = key if isinstance(key, tuple) else (key,)
+        parts += (slice(None),) * (self.ndim - len(parts))
+        touched = [
+            np.unique(index.ravel()[part] // chunk)
+            for index, part, chunk in zip(at, parts, self.chunks, strict=True)
+        ]
+        self.decoded[np.ix_(*touched)] += 1
+        self.read.append(self.pixels[key].size)
+        return self.pixels[key]
+
+
+CHUNKS = st.tuples(*(st.integers(1, extent) for extent in (7, 9, 11, 3)))
+
+
+@settings(max_examples=15)  # dask takes its time
+@given(
+    CHUNKS, st.integers(200, 3000), st.integers(1, 3000), st.sampled_from([np.uint8, np.float32])
+)
+def test_chunks_do_not_matter_and_are_decoded_once(
+    chunks: tuple[int, ...], slab: int, sample: int, dtype: Any
+) -> None:
+    """Exactly the same numbers, though of a large image every n-th pixel is looked at."""
+    image = (np.random.default_rng(0).random((7, 9, 11, 3)) * 250).astype(dtype)
+    irregular = da.from_array(image, chunks=chunks)[1:, :, 2:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(intensity, "_SAMPLE", sample)
+        for channel_last in (False, True):
+            right = fit_intensity(image, Normalisation(), channel_last=channel_last)
+            every = -(-image.size // (3 if channel_last else 1) // sample)
+            if not channel_last and dtype is np.float32:
+                want = np.percentile(image.ravel()[::every].astype(np.float64), 1)
+                np.testing.assert_allclose(right.offset[0], want, rtol=1e-9)
+            patch.setattr(intensity, "_SLAB", slab)
+            stored = Stored(image, chunks)
+            assert fit_intensity(stored, Normalisation(), channel_last=channel_last) == right
+            assert (stored.decoded == 1).all()
+            lazy = fit_intensity(irregular, Normalisation(), channel_last=channel_last)
+            part = image[1:, :, 2:]
+            assert lazy == fit_intensity(part, Normalisation(), channel_last=channel_last)
+            patch.setattr(intensity, "_SLAB", 1 << 22)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "min-max", "mean-std"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_cubes_of_wide_planes_are_decoded_once(kind: Any, dtype: Any) -> None:
+    """Of which only a part of a plane fits into what is read in one go."""
+    image = np.broadcast_to(np.arange(720, dtype=np.float32).astype(dtype), (65, 760, 720))
+    stored = Stored(image, (64, 64, 64))
+    found = fit_intensity(stored, Normalisation(kind))
+    assert (stored.decoded == 1).all()
+    np.testing.assert_allclose(found.offset, fit_intensity(image, Normalisation(kind)).offset)
+
+
+def test_chunks_beyond_what_is_read_at_once_are_read_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intensity, "_SLAB", 100)
+    monkeypatch.setattr(intensity, "_READ", 400)
+    image = np.random.default_rng(0).random((6, 30, 40))
+    right = fit_intensity(image, Normalisation())
+    for chunks, most in (((6, 30, 40), 400), ((2, 10, 20), 400), ((2, 10, 10), 200)):
+        stored = Stored(image, chunks)
+        assert fit_intensity(stored, Normalisation()) == right
+        assert max(stored.read) <= most
+        assert sum(stored.read) == image.size
+
+
+BACKGROUNDS = {
+    "few bright pixels": (10, {40: 3, 200: 1}),
+    "few dark pixels": (200, {40: 3, 10: 1}),
+    "both": (100, {20: 2, 200: 2}),
+    "none": (7, {}),
+    "levels that differ": (10, {200: 30}),
+}
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("sample", [1 << 24, 500])
+def test_an_even_background_does_not_hide_what_is_on_it(
+    name: str, dtype: Any, sample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the sample, every n-th pixel, has missed all of it."""
+    monkeypatch.setattr(intensity, "_SAMPLE", sample)
+    ground, others = BACKGROUNDS[name]
+    image = np.full((50, 60), ground, dtype)
+    values = [value for value, count in others.items() for _ in range(count)]
+    image.flat[7 + 36 * np.arange(len(values))] = values
+    want = expected(image, Normalisation())
+    for stored in (image, Stored(image, (7, 11)), da.from_array(image, chunks=(13, 8))):
+        found = fit_intensity(stored, Normalisation())
+        np.testing.assert_allclose(found.apply(image[None])[0], want, rtol=1e-5, atol=1e-6)
+        assert found.floor == found.offset
+        assert found.ceiling[0] == (image.max() if others else ground + 1)
+    if np.dtype(dtype).kind == "f":
+        image[0, 1:4] = np.nan, np.inf, -np.inf
+        assert fit_intensity(image, Normalisation()) == found
 
 
 def test_channels_are_fitted_one_by_one() -> None:

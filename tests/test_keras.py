@@ -12,6 +12,7 @@ import torch
 from keras_networks import Design, build, logits, write
 
 from napari_unet.checkpoint import Model, load_model, save_model
+from napari_unet.errors import CheckpointError
 from napari_unet.intensity import fit_intensity
 
 DESIGNS: dict[str, Design] = {
@@ -165,6 +166,57 @@ def test_weights_that_keras_2_saved_alone(name: str, tmp_path: Path) -> None:
     assert model.origin is not None
     assert model.config.padding == design.padding
     assert_same_logits(model, judge, design)
+
+
+def test_leaky_layers_of_weights_alone_take_kerass_slope_and_say_so(tmp_path: Path) -> None:
+    files = write(judge := build(design := Design(activation="LeakyReLU")), tmp_path)
+    for path in (files[".weights.h5"], legacy_weights(files[".h5"], tmp_path / "old.h5")):
+        model = load_model(path)
+        assert model.origin is not None
+        assert model.origin.assumed["slope"] == "0.3"
+        assert ["the slope of leaky_re_lu" in text for text in model.origin.warnings] == [True]
+        assert_same_logits(model, judge, design)
+        assert load_model(path, assume={"slope": 0.1}).config.slope == 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "layer"),
+    [
+        ({"activation": "ELU"}, "elu"),
+        ({"activation": "PReLU"}, "p_re_lu"),
+        ({"pooling": "AveragePooling"}, "average_pooling2d"),
+        ({"norm": "before", "norm_kind": "LayerNormalization"}, "layer_normalization"),
+        ({"norm": "after", "norm_kind": "GroupNormalization"}, "group_normalization"),
+    ],
+)
+def test_weights_alone_of_other_layers_are_refused(
+    settings: dict[str, Any], layer: str, tmp_path: Path
+) -> None:
+    files = write(build(Design(widths=(3, 4), **settings)), tmp_path)
+    for path in (files[".weights.h5"], legacy_weights(files[".h5"], tmp_path / "old.h5")):
+        with pytest.raises(CheckpointError, match=f"its layer {layer} "):
+            load_model(path)
+
+
+@pytest.mark.parametrize("settings", [{"activation": "PReLU"}, {"norm_kind": "LayerNormalization"}])
+def test_arrays_of_no_known_kind_are_refused_whatever_their_layer_is_called(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    judge = build(Design(widths=(3, 4), norm="before", **settings))
+    for number, layer in enumerate(judge.layers):
+        layer.name = f"own_{number}"
+    path = legacy_weights(write(judge, tmp_path)[".h5"], tmp_path / "old.h5")
+    with pytest.raises(CheckpointError, match=r"neither a convolution's nor a batch norm's"):
+        load_model(path)
+
+
+def test_layers_whose_names_say_nothing_are_told(tmp_path: Path) -> None:
+    judge = build(Design(widths=(3, 4)))
+    next(layer for layer in judge.layers if "pooling" in layer.name).name = "shrink"
+    path = legacy_weights(write(judge, tmp_path)[".h5"], tmp_path / "old.h5")
+    model = load_model(path)
+    assert model.origin is not None
+    assert ["what these layers do: shrink;" in text for text in model.origin.warnings] == [True]
 
 
 def test_a_model_says_what_it_is(tmp_path: Path) -> None:

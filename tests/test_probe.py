@@ -198,6 +198,18 @@ def test_random_weights_choose_nothing(tmp_path: Path) -> None:
         assert found.best is None, (seed, found.sentence)
 
 
+def test_a_mask_is_labels_of_one_class(tmp_path: Path) -> None:
+    image, labels = picture(5, size=120, count=12)
+    network = families.randomised(families.Hayashimasa((3, 5), classes=2))
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    known = {**KNOWN, "shift": 0, "normalisation": "percentile"}
+    mask, numbers = (
+        probe(tmp_path / "w.pt", image, (labels > 0).astype(dtype), assume=known)
+        for dtype in (bool, np.uint8)
+    )
+    assert (mask.sentence, mask.candidates) == (numbers.sentence, numbers.candidates)
+
+
 def test_a_beam_finds_what_the_full_search_finds(
     trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:

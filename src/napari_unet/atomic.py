@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +22,8 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
 
     It is written under a temporary name in the same folder, brought to the disk and renamed.
     Whatever goes wrong, or stops it, before that leaves `target` as it was and removes the
-    temporary file.
+    temporary file. A link stays, and what it leads to is replaced; who may read and write what was
+    there may read and write the new file.
 
     Parameters
     ----------
@@ -39,15 +40,18 @@ def replacing_file(target: Path) -> Iterator[BinaryIO]:
     OutputError
         If the folder cannot be written to, or the disk is full.
     """
-    temporary = _temporary(target)
+    place = _place(target)
+    temporary = _temporary(place)
     with _explained(target):
         try:
             with temporary.open("x+b") as file:
+                # Before anything is in it that others may not read.
+                _copy_rights(place, temporary)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(target)
-            _sync(target.parent)
+            temporary.replace(place)
+            _sync(place.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -63,22 +67,23 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     Path
         Does not exist yet.
     """
-    temporary, aside = _temporary(target), _temporary(target)
+    place = _place(target)
+    temporary, aside = _temporary(place), _temporary(place)
     with _explained(target):
         try:
             yield temporary
             for path in temporary.rglob("*"):
                 if path.is_file():
                     _sync(path)
-            if target.exists():
-                target.rename(aside)
+            if place.exists():
+                place.rename(aside)
             try:
-                temporary.rename(target)
+                temporary.rename(place)
             except BaseException:
                 if aside.exists():
-                    aside.rename(target)
+                    aside.rename(place)
                 raise
-            _sync(target.parent)
+            _sync(place.parent)
         finally:
             for folder in (temporary, aside):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -94,13 +99,27 @@ def check_folder(target: Path) -> None:
     OutputError
         If it cannot.
     """
+    place = _place(target)
     with _explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        probe = _temporary(place)
         try:
             probe.touch(exist_ok=False)
         finally:
             probe.unlink(missing_ok=True)
+
+
+def _place(target: Path) -> Path:
+    """What a link leads to, or the target itself: a file is replaced where it lies."""
+    return Path(os.path.realpath(target)) if target.is_symlink() else target
+
+
+def _copy_rights(old: Path, new: Path) -> None:
+    if os.name == "nt":
+        return  # rights come from the folder there
+    # Some network file systems have no rights of their own.
+    with suppress(OSError):
+        new.chmod(old.stat().st_mode & 0o777)
 
 
 def _temporary(target: Path) -> Path:

@@ -6,10 +6,12 @@ result at the seams; so statistics come from all pixels once, and every tile is 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from itertools import accumulate, pairwise, product
 from math import prod
 from typing import Any, Literal, get_args
 
@@ -174,10 +176,13 @@ def fit_intensity(
 
     Notes
     -----
+    Where both percentiles are one grey level, as on an even background with few bright pixels,
+    the largest pixel is mapped to 1 instead; and where that is their level too, the smallest to 0.
+
     Percentiles of 8- and 16-bit integers come from a histogram and are exact. Of other dtypes
-    they are exact up to 16.8 million pixels per channel; beyond, every n-th pixel is used. Memory
-    is that of a slab of some rows (whole chunks of a chunked image, up to a limit) and of that
-    sample.
+    they are exact up to 16.8 million pixels per channel; beyond, every n-th pixel is used, however
+    the image is stored. Memory is that of a slab of some rows (whole chunks of a chunked image, up
+    to a limit) and of that sample.
     """
     n_channels = int(image.shape[-1]) if channel_last else 1
     if normalisation.kind in ("none", "dtype-range"):
@@ -192,9 +197,10 @@ def fit_intensity(
     if statistics[0].histogram is not None:
         _count_all(image, statistics, channel_last)
     else:
-        for slab in _slabs(image):
-            for channel, statistic in enumerate(statistics):
-                statistic.add(slab[..., channel] if channel_last else slab, every)
+        extents = tuple(map(int, image.shape[:-1] if channel_last else image.shape))
+        for channel, corner, part in _pieces(image, channel_last):
+            chosen = _every_nth(part, corner, extents, every) if every else None
+            statistics[channel].add(part, chosen)
     rows = [statistic.summary(normalisation) for statistic in statistics]
     offset, scale, floor, ceiling = (tuple(column) for column in zip(*rows, strict=True))
     return Intensity(offset, scale, floor, ceiling, normalisation.shift)
@@ -208,23 +214,22 @@ class _Statistics:
         small = dtype.kind in "bui" and dtype.itemsize <= 2
         self.histogram = np.zeros(1 << (8 * dtype.itemsize), np.int64) if small else None
         self.sample: list[NDArray[Any]] = []
-        self.seen = 0
         self.count = 0
         self.low, self.high, self.mean, self.squares = np.inf, -np.inf, 0.0, 0.0
 
-    def add(self, slab: NDArray[Any], every: int) -> None:
-        """Take in one slab: every n-th pixel for percentiles, all for n = 0."""
-        flat = slab.reshape(-1)
-        if every:
-            chosen = flat[-self.seen % every :: every]
-            self.seen += flat.size
+    def add(self, part: NDArray[Any], chosen: NDArray[Any] | None) -> None:
+        """Take in a part of the image: for percentiles some of its pixels, and the extremes."""
+        if chosen is not None:
             self.sample.append(chosen[np.isfinite(chosen)])
-            return
-        finite = flat[np.isfinite(flat)].astype(np.float64)
+        whole = np.isfinite(part.min()) and np.isfinite(part.max())
+        finite = part if whole else part[np.isfinite(part)]
         if not finite.size:
             return
         self.low = min(self.low, float(finite.min()))
         self.high = max(self.high, float(finite.max()))
+        if chosen is not None:
+            return
+        finite = finite.astype(np.float64)
         # Chan, Golub and LeVeque (1983): sums of squares about a running mean keep their digits.
         mean, count = float(finite.mean()), finite.size
         shift, total = mean - self.mean, self.count + count
@@ -263,14 +268,17 @@ class _Statistics:
         counts: NDArray[np.int64] | None,
     ) -> tuple[float, float]:
         """The two grey levels that are mapped to 0 and 1."""
+        lowest, highest = self.low, self.high  # of all pixels: a sample may have missed them
+        if counts is not None:
+            lowest, highest = float(values[0]), float(values[-1])
         if normalisation.kind == "percentile":
             wanted = (normalisation.low, normalisation.high)
             low, high = (_percentile(values, counts, q) for q in wanted)
-            return low, high
+            if high > low:
+                return low, high
+            return (low if low < highest else lowest), highest
         if normalisation.kind == "min-max":
-            if counts is not None:
-                return float(values[0]), float(values[-1])
-            return self.low, self.high
+            return lowest, highest
         if counts is not None:
             mean = float(np.average(values, weights=counts))
             variance = float(np.average(np.square(values - mean), weights=counts))
@@ -296,10 +304,8 @@ def _count_all(image: Any, statistics: list[_Statistics], channel_last: bool) ->
     threads = min(torch.get_num_threads(), _COUNTERS)
     waiting: deque[tuple[_Statistics, Future[NDArray[np.int64]]]] = deque()
     with ThreadPoolExecutor(threads, "histogram") as pool:
-        for slab in _slabs(image):
-            for channel, statistic in enumerate(statistics):
-                part = slab[..., channel] if channel_last else slab
-                waiting.append((statistic, pool.submit(count, part)))
+        for channel, _, part in _pieces(image, channel_last):
+            waiting.append((statistics[channel], pool.submit(count, part)))
             while len(waiting) > threads * len(statistics):
                 done, counts = waiting.popleft()
                 done.take(counts.result())
@@ -329,37 +335,65 @@ def _percentile(values: NDArray[Any], counts: NDArray[np.int64] | None, q: float
     return float(low + (high - low) * (position - np.floor(position)))
 
 
-def _slabs(image: Any) -> Iterator[NDArray[Any]]:
-    """Yield the image in pieces of bounded size, in C order.
+def _every_nth(
+    part: NDArray[Any], corner: Sequence[int], extents: Sequence[int], every: int
+) -> NDArray[Any]:
+    """Of the pixels of an image, counted in C order from 0, every n-th that is in a part."""
+    if every == 1:
+        return part.reshape(-1)
+    before: NDArray[Any] = np.zeros((), np.int64)  # how many pixels come before each row
+    for start, size, extent in zip(corner[:-1], part.shape[:-1], extents[:-1], strict=True):
+        before = before[..., None] * extent + np.arange(start, start + size)
+    first = -(before.reshape(-1) * extents[-1] + corner[-1]) % every
+    rows = zip(part.reshape(-1, part.shape[-1]), first.tolist(), strict=True)
+    return np.concatenate([row[start::every] for row, start in rows])
 
-    Rows are read as they are stored: several rows of chunks at once, as far as that is bounded,
-    or every chunk would be decoded for each of its rows.
+
+def _pieces(image: Any, channel_last: bool) -> Iterator[tuple[int, tuple[int, ...], NDArray[Any]]]:
+    """Yield the image in pieces of bounded size: channel, first index on every axis, pixels.
+
+    Whole chunks are read, as far as that is bounded: each is decoded once.
     """
-    shape = tuple(map(int, image.shape))
-    row = prod(shape[1:])
-    if row > _SLAB and len(shape) > 2:
-        for index in range(shape[0]):
-            yield from _slabs(_Plane(image, index))
-        return
-    chunks = getattr(image, "chunks", None)
-    tall = int(chunks[0]) if isinstance(chunks, tuple) and isinstance(chunks[0], int) else 1
-    tall = tall if tall * row <= _READ else 1
-    step = max(1, _SLAB // max(row, 1))
-    read = max(1, step // tall) * tall
-    for start in range(0, shape[0], read):
-        rows = np.asarray(image[start : start + read])
-        for first in range(0, len(rows), step):
-            yield rows[first : first + step]
+    shape, chunks = tuple(map(int, image.shape)), getattr(image, "chunks", None)
+    ones = (1,) * len(shape)
+    if not isinstance(chunks, tuple) or len(chunks) != len(shape):
+        chunks = ones
+    for box in _boxes(shape, chunks):
+        block = np.asarray(image[box])
+        for part in _boxes(block.shape, ones):
+            first = tuple(b.start + p.start for b, p in zip(box, part, strict=True))
+            if channel_last:
+                for channel in range(part[-1].start, part[-1].stop):
+                    yield box[-1].start + channel, first[:-1], block[..., channel][part[:-1]]
+            else:
+                yield 0, first, block[part]
 
 
-class _Plane:
-    """An index on the first axis of an array that is not read yet."""
+def _boxes(shape: Sequence[int], chunks: Sequence[Any]) -> Iterator[tuple[slice, ...]]:
+    """Cut an array in C order, between its chunks where they are not too large."""
+    # zarr tells the extent of its chunks along an axis, dask that of every chunk.
+    ends = [
+        list(accumulate(c)) if isinstance(c, tuple) else [*range(int(c), n, int(c)), n]
+        for n, c in zip(shape, chunks, strict=True)
+    ]
+    extents = [max(1, *(b - a for a, b in pairwise([0, *each]))) for each in ends]
+    for axis in range(len(shape)):
+        extents[axis] = min(extents[axis], max(1, _READ // prod(extents[axis + 1 :])))
+    # Several small chunks at once: the last axes first, so that what is read lies together.
+    for axis in reversed(range(len(shape))):
+        extents[axis] *= max(1, _SLAB // prod(extents))
+        if extents[axis] < shape[axis]:
+            break
+        extents[axis] = max(1, shape[axis])
+    yield from product(*(_cuts(*each) for each in zip(ends, extents, strict=True)))
 
-    def __init__(self, image: Any, index: int) -> None:
-        self._image, self._index = image, index
-        self.shape = tuple(image.shape[1:])
-        chunks = getattr(image, "chunks", None)
-        self.chunks = chunks[1:] if isinstance(chunks, tuple) else None
 
-    def __getitem__(self, key: Any) -> Any:
-        return self._image[(self._index, *(key if isinstance(key, tuple) else (key,)))]
+def _cuts(ends: list[int], most: int) -> list[slice]:
+    """Cut one axis into parts of at most so many pixels, where chunks end if they can."""
+    cuts, start = [], 0
+    while start < ends[-1]:
+        last = bisect_right(ends, start + most) - 1
+        stop = ends[last] if last >= 0 and ends[last] > start else start + most
+        cuts.append(slice(start, stop))
+        start = stop
+    return cuts

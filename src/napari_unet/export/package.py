@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +27,21 @@ if TYPE_CHECKING:
 
     from napari_unet.checkpoint import Model
 
-__all__ = ["export_package"]
+__all__ = ["LICENSES", "export_package"]
 
 # Enough to show something in two dimensions; in three the smallest is large already.
 _SHOWN = {2: 64, 3: 1}
-_SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
+# SPDX identifiers that the specification takes, of licences that models and data are given under.
+LICENSES = (
+    *("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-3.0"),
+    *("CC-BY-NC-4.0", "CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0"),
+    *("MIT", "MIT-0", "BSD-1-Clause", "BSD-2-Clause", "BSD-3-Clause", "BSD-3-Clause-Clear"),
+    *("Apache-2.0", "ISC", "Zlib", "0BSD", "Unlicense", "WTFPL", "BSL-1.0", "PDDL-1.0"),
+    *("GPL-2.0-only", "GPL-2.0-or-later", "GPL-3.0-only", "GPL-3.0-or-later", "LGPL-2.1-only"),
+    *("LGPL-2.1-or-later", "LGPL-3.0-only", "LGPL-3.0-or-later", "AGPL-3.0-only"),
+    *("AGPL-3.0-or-later", "MPL-2.0", "EPL-2.0", "EUPL-1.2", "CECILL-2.1", "Artistic-2.0"),
+    *("ODbL-1.0", "ODC-By-1.0", "Python-2.0", "PSF-2.0"),
+)
 
 
 def export_package(
@@ -60,19 +69,18 @@ def export_package(
     authors : sequence of str
         Names; those of the card's provenance if left out.
     license : str, optional
-        SPDX identifier, such as ``CC-BY-4.0``; that of the card if left out and clear.
+        SPDX identifier of a usual licence, such as ``CC-BY-4.0``, in any case of letters; that of
+        the card if left out and clear.
 
     Raises
     ------
     OptionError
-        If the name of the licence is none, or the specification cannot express the model.
+        If the licence is not known, or the specification cannot express the model.
     OutputError
         If the file cannot be written.
     """
     path, card = Path(target), model.card
-    if license is not None and not _SPDX.fullmatch(license):
-        raise OptionError(f"{license!r} is no SPDX identifier, such as CC-BY-4.0 or MIT.")
-    license = license or find_license(card.provenance)
+    license = find_license(card.provenance) if license is None else _license(license)
     named = [card.provenance[key] for key in ("authors", "author") if key in card.provenance]
     authors = [*authors] or named[:1]
     files = _files(model, tileable=tileable)
@@ -98,6 +106,17 @@ def export_package(
             member.external_attr = 0o644 << 16
             archive.writestr(member, content)
     return path
+
+
+def _license(name: str) -> str:
+    """Return an identifier as SPDX writes it."""
+    for known in LICENSES:
+        if known.lower() == name.strip().lower():
+            return known
+    raise OptionError(
+        f"{name[:60]!r} is no SPDX identifier of a usual licence; give one such as CC0-1.0, "
+        "CC-BY-4.0, MIT, BSD-3-Clause, Apache-2.0 or GPL-3.0-or-later."
+    )
 
 
 def _yaml(document: dict[str, Any]) -> bytes:

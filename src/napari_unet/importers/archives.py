@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from napari_unet.errors import CheckpointError
 
-__all__ = ["Archive"]
+__all__ = ["Archive", "has_small_directory"]
 
 _CHUNK = 1 << 20
 _MOST_MEMBERS = 10_000
@@ -24,6 +24,9 @@ _MOST_DIRECTORY = 8 << 20
 # Weights hardly compress. Small archives may, so that only large claims are held to it.
 _LARGE, _MOST_RATIO = 64 << 20, 100
 _END = struct.Struct("<4s4H2LH")
+# The 64-bit form of the end, and what says where that is.
+_END_64 = struct.Struct("<4sQ2H2L4Q")
+_WHERE_64 = struct.Struct("<4sLQL")
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -125,7 +128,10 @@ class Archive:
         """Open and check the archive; errors inside are predicates, its name is their subject."""
         try:
             with self.path.open("rb") as stream:
-                _check_directory(stream)
+                if not has_small_directory(stream):
+                    raise CheckpointError(
+                        "is a zip archive of far too many members to be a checkpoint."
+                    )
                 with zipfile.ZipFile(stream) as file:
                     _check_members(file.infolist(), self.path.stat().st_size)
                     yield file
@@ -137,18 +143,41 @@ class Archive:
             ) from error
 
 
-def _check_directory(stream: BinaryIO) -> None:
-    """Limit the directory at the end of the file before a library reads all of it."""
+def has_small_directory(stream: BinaryIO) -> bool:
+    """Whether the directory at the end of a zip file may be read, which a library does at once.
+
+    Parameters
+    ----------
+    stream : binary file
+        Left at its start.
+
+    Raises
+    ------
+    BadZipFile
+        If it has no such end.
+    """
     length = stream.seek(0, 2)
-    stream.seek(max(0, length - _END.size - (1 << 16)))
+    first = stream.seek(max(0, length - _END.size - (1 << 16)))
     tail = stream.read()
-    where = tail.rfind(b"PK\x05\x06")
+    # As the library looks for it: at the very end, or before a comment.
+    where = len(tail) - _END.size
+    if where < 0 or tail[where : where + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
+        where = tail.rfind(b"PK\x05\x06")
     if where < 0 or len(tail) - where < _END.size:
-        raise CheckpointError("is no complete zip archive; get the file again.")
-    # Sizes that need the 64-bit form show as the largest number, which is over the limit.
-    if _END.unpack_from(tail, where)[5] > _MOST_DIRECTORY:
-        raise CheckpointError("is a zip archive of far too many members to be a checkpoint.")
+        raise zipfile.BadZipFile("no complete zip directory")
+    sizes: list[int] = [_END.unpack_from(tail, where)[5]]
+    # Where there is a 64-bit form, it counts, whatever the short one says.
+    place = first + where - _WHERE_64.size
+    stream.seek(max(0, place))
+    mark, _, told, _ = _WHERE_64.unpack(stream.read(_WHERE_64.size).ljust(_WHERE_64.size, b"\0"))
+    if place >= 0 and mark == b"PK\x06\x07":
+        for start in (place - _END_64.size, told):
+            if 0 <= start <= place - _END_64.size:
+                stream.seek(start)
+                mark, *_, size, _ = _END_64.unpack(stream.read(_END_64.size))
+                sizes += [size] if mark == b"PK\x06\x06" else []
     stream.seek(0)
+    return max(sizes) <= _MOST_DIRECTORY
 
 
 def _check_members(members: list[zipfile.ZipInfo], length: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from napari_unet.importers.caffe_graph import read_graph
 from napari_unet.importers.caffe_text import kind_of
 from napari_unet.importers.caffe_walk import CaffeLayer
 from napari_unet.importers.freiburg import FAMILY
-from napari_unet.importers.layouts import find_layout
+from napari_unet.importers.layouts import Family, find_layout
 from napari_unet.importers.reading import Reading
 from napari_unet.importers.wire import (
     BYTES,
@@ -91,6 +91,7 @@ _KINDS = {
 }  # fmt: skip
 _WEIGHED = ("convolution", "deconvolution", "")
 _MOST_LAYERS = 5_000
+_LARGEST = 1 << 31
 _TEST = 1  # the phase
 
 
@@ -161,14 +162,12 @@ def _reading(content: memoryview) -> Reading:
             layout=replace(layout, family=_FAMILY) if layout else None,
             name=name,
         )
+    running = [layer for layer in layers if layer.runs]
+    family, warnings = _with_shift([n.name for n in running if n.kind == "valuetransformation"])
     graph = read_graph(
-        (
-            CaffeLayer(n.name, n.kind, tuple(n.bottoms), tuple(n.tops), n.settings)
-            for n in layers
-            if n.runs
-        ),
+        (CaffeLayer(n.name, n.kind, tuple(n.bottoms), tuple(n.tops), n.settings) for n in running),
         shapes,
-        _FAMILY,
+        family,
         # Other people's Caffe does not crop while it concatenates.
         concat_crops=find_layout(shapes) is not None,
     )
@@ -176,10 +175,23 @@ def _reading(content: memoryview) -> Reading:
         "Caffe .caffemodel",
         tensors,
         layout=graph.layout,
-        facts=graph.facts,
+        facts={k: v for k, v in graph.facts.items() if not (warnings and k == "shift")},
         name=name,
         notes=graph.notes,
+        warnings=warnings,
     )
+
+
+def _with_shift(shifting: Sequence[str]) -> tuple[Family, tuple[str, ...]]:
+    """Take the plug-in's own shift where a layer adds to the image what is not read."""
+    if not shifting:
+        return _FAMILY, ()
+    habit = FAMILY.normalisation
+    told = (
+        f"What its layer {shifting[0][:60]} adds to the image is not read from this format; where "
+        f"no shift is given, {habit.shift:g}, the plug-in's own, is taken."
+    )
+    return replace(_FAMILY, normalisation=habit), (told,)
 
 
 def _layer(wire: Wire, start: int, stop: int, version: _Version) -> _Layer:
@@ -236,7 +248,8 @@ def _blob(wire: Wire, start: int, stop: int) -> NDArray[Any]:
     values = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.float32), *parts])
     if not shape and legacy:
         shape = [legacy.get(number, 1) for number in (1, 2, 3, 4)]
-    if len(shape) > 8 or prod(shape) != values.size:
+    fits = len(shape) <= 8 and all(1 <= extent < _LARGEST for extent in shape)
+    if not fits or prod(shape) != values.size:
         raise CheckpointError(
             f"it holds {values.size} values where {' x '.join(map(str, shape[:8])) or 'none'} "
             "belong; get the file again."

@@ -79,11 +79,11 @@ def examine(reading: Reading, assume: Mapping[str, object] | None = None) -> Fin
     interpolated = bool(layout.up) and not layout.up[0].is_up
     up_norm = bool(layout.up) and layout.up[0].norm is not None
     inferred = {"up-sampling": "interpolation" if interpolated else "up-convolution"}
-    inferred |= _positions(layout)
+    inferred |= _positions(layout, given)
     asked = _open_questions(layout, norm, interpolated, reading)
-    # What the file says itself comes first, then what its names tell, then habit.
+    # What the file says itself comes first, then the person, then what its names tell, then habit.
     said = {key: value for key, value in _said(reading, asked).items() if key in asked}
-    told = {key: value for key, value in inferred.items() if key not in said}
+    told = {k: v for k, v in inferred.items() if k not in said and k not in given}
     questions = {k: v for k, v in asked.items() if k not in said and k not in told}
     if odd := [key for key in given if key not in questions and key not in _CHANGEABLE]:
         raise OptionError(
@@ -264,11 +264,12 @@ def _config(
         raise CheckpointError(f"The weights make no network: {error}") from error
 
 
-def _positions(layout: Layout) -> dict[str, str]:
-    """What gaps in the numbering of a block's modules say."""
+def _positions(layout: Layout, given: Mapping[str, str]) -> dict[str, str]:
+    """What gaps in the numbering of a block's modules say, unless the person knows better."""
     orders = {unit.norm_order for block in (*layout.down, *layout.merge) for unit in block}
     found: dict[str, str] = {}
-    if len(orders) == 1 and (order := orders.pop()):
+    order = orders.pop() if len(orders) == 1 else None
+    if order and given.get("norm-order", order) == order:
         found["norm-order"] = order
         ups = {unit.norm_order for unit in layout.up}
         # Where the norm comes last, the activation has a number of its own before it.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from napari_unet.errors import CheckpointError
+from napari_unet.importers.archives import has_small_directory
 from napari_unet.importers.reading import Reading
 
 __all__ = ["DESCRIPTIONS", "SUFFIXES", "is_safetensors", "reader_of"]
@@ -99,10 +100,10 @@ def reader_of(path: Path) -> Callable[[Path], Reading]:
 def _reader_of_zip(path: Path) -> Callable[[Path], Reading]:
     """Tell Keras models and bioimage.io packages from PyTorch's own archives by their members."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        with path.open("rb") as stream:
+            names = zipfile.ZipFile(stream).namelist() if has_small_directory(stream) else []
     except (zipfile.BadZipFile, OSError, ValueError, LookupError, RuntimeError, EOFError):
-        names = []  # damaged: PyTorch's reader says so in its own words
+        names = []  # damaged or too large: PyTorch's reader says so in its own words
     last = {name.rpartition("/")[2] for name in names}
     if "data.pkl" not in last and {"model.weights.h5", "config.json"} <= set(names):
         from napari_unet.importers.keras_files import read_keras

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.layouts import Family, Layout, Shape, Unit, modules_of
@@ -89,17 +89,28 @@ def _with_norms(
         raise CheckpointError("The names are of no known U-Net, and its norms fit no convolutions.")
     units = {u.name: u for u in convolutions}
     for norm, u in zip(norms, owners, strict=False):
-        units[u.name] = replace(u, norm=norm, norm_order=_norm_order(u.name, norm))
+        units[u.name] = replace(u, norm=norm, norm_order=_norm_order(u, norm, convolutions))
     return units
 
 
-def _norm_order(convolution: str, norm: str) -> str | None:
+def _norm_order(unit: Unit, norm: str, convolutions: Sequence[Unit]) -> str | None:
     """Tell from positions in one sequence: next to each other, or an activation between them."""
-    parent, _, here = convolution.rpartition(".")
-    other, _, there = norm.rpartition(".")
-    if parent != other or not (here.isdecimal() and there.isdecimal()) or len(here + there) > 12:
+    (parent, here), (other, there) = _position(unit.name), _position(norm)
+    if parent != other or here is None or there is None:
         return None
-    return {1: "norm-act", 2: "act-norm"}.get(int(there) - int(here))
+    beside = (_position(u.name) for u in convolutions)
+    places = sorted(number for name, number in beside if name == parent and number is not None)
+    # What stands between them may be a dropout: then the activation stands behind the norm, and no
+    # convolution follows it directly. An up-convolution is alone and goes by the blocks.
+    if there - here == 2 and not unit.is_up and 3 not in (b - a for a, b in pairwise(places)):
+        return None
+    return {1: "norm-act", 2: "act-norm"}.get(there - here)
+
+
+def _position(name: str) -> tuple[str, int | None]:
+    """Split off the position in a sequence, if the name ends in one."""
+    parent, _, last = name.rpartition(".")
+    return parent, int(last) if last.isdecimal() and len(last) < 7 else None
 
 
 def _found(matches: Iterator[Layout], place: Mapping[str, int] | None) -> list[Layout]:

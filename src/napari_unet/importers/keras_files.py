@@ -30,7 +30,7 @@ __all__ = ["read_keras", "reading_from"]
 _MOST_CONFIG = 16 << 20
 _MOST_WEIGHTS = 4 << 30
 _MOST_NESTING = 24
-_ROLES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
+_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
 def read_keras(path: Path) -> Reading:
@@ -134,7 +134,7 @@ def _by_name(hdf5: Hdf5, root: str) -> dict[str, dict[str, NDArray[Any]]]:
         for name in _texts(hdf5.attributes.get(group, {}), "weight_names"):
             array = hdf5.datasets.get(f"{group}/{name}")
             role = name.rpartition("/")[2].partition(":")[0]
-            if array is not None and role in _ROLES:
+            if array is not None:
                 inside.setdefault(f"/{name}".split("/")[-2], {}).setdefault(role, array)
         if len(inside) == 1:
             # Its weights may bear another name: a model that is loaded again counts on.
@@ -212,11 +212,15 @@ def _unnamed(hdf5: Hdf5) -> dict[str, dict[str, NDArray[Any]]]:
 def _told_apart(layer: str, numbered: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Name the numbered weights of one layer."""
     arrays = [numbered[key] for key in sorted(numbered, key=int)]
-    if not arrays or arrays[0].ndim > 1:
+    ranks = [array.ndim for array in arrays]
+    if not arrays or (ranks[0] > 1 and ranks[1:] in ([], [1])):
         return dict(zip(("kernel", "bias"), arrays, strict=False))
-    if len(arrays) not in (2, 4):
-        raise CheckpointError(
-            f"its layer {layer} has {len(arrays)} lists of numbers, which can mean several "
-            "things; save the whole model instead of its weights alone."
-        )
-    return dict(zip(_ROLES[2:] if len(arrays) == 4 else _ROLES[4:], arrays, strict=True))
+    if ranks == [1] * 4:
+        return dict(zip(_NORM, arrays, strict=True))
+    # Of a batch norm without factors these are statistics, of any other norm the factors.
+    if ranks == [1] * 2 and "batch_normalization" in layer.rpartition("/")[2]:
+        return dict(zip(_NORM[2:], arrays, strict=True))
+    raise CheckpointError(
+        f"its layer {layer} has {len(arrays)} arrays of numbers, which can mean several things; "
+        "save the whole model instead of its weights alone."
+    )

@@ -278,10 +278,12 @@ def _layout(family: Family, modules: Mapping[str, Shape], known: Mapping[str, _P
 def _units(found: Sequence[tuple[int, str]], modules: Mapping[str, Shape]) -> tuple[Unit, ...]:
     """Pair each convolution of a block with the norm behind it."""
     units: list[Unit] = []
-    before = 0
+    before, is_doubtful = 0, False
     # At the same position, as conv1 and norm1, the convolution comes first.
     for position, name in sorted(found, key=lambda item: (item[0], len(modules[item[1]]) == 1)):
         if len(modules[name]) > 1:
+            # A dropout before the norm has a number, too: then the activation stands behind it.
+            is_doubtful |= bool(units) and position - before > 3
             units.append(Unit(name, modules[name]))
             before = position
         elif units and units[-1].norm is None:
@@ -291,4 +293,6 @@ def _units(found: Sequence[tuple[int, str]], modules: Mapping[str, Shape]) -> tu
             raise CheckpointError(f"{name} is a norm or activation in an unknown place.")
     if not units:
         raise CheckpointError("A block of the network has no convolution.")
+    if is_doubtful:
+        units = [replace(u, norm_order=None) if u.norm_order == "act-norm" else u for u in units]
     return tuple(units)

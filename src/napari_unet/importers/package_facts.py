@@ -27,14 +27,18 @@ _BACKGROUND = re.compile(r"back ?ground|\bbg\b", re.IGNORECASE)
 _CONTOUR = re.compile(r"bound|border|contour|edge|membrane|outline", re.IGNORECASE)
 _MOST_NOTE = 4000
 _PADDING = ("padding", {"same": "same", "valid": "valid"})
-# By family and argument: the question, and what the argument's values answer.
-_ARGUMENTS: dict[str, dict[str, tuple[str, Mapping[Any, str]]]] = {
-    "jvanvugt/pytorch-unet": {"padding": ("padding", {True: "same", False: "valid"})},
+# By family and argument: the question, and what the values that are run answer, if anything.
+_ARGUMENTS: dict[str, dict[str, tuple[str, Mapping[Any, str | None]]]] = {
+    "jvanvugt/pytorch-unet": {
+        "padding": ("padding", {True: "same", False: "valid"}),
+        "up_mode": ("up", {"upconv": None, "upsample": "linear"}),
+    },
     "johschmidt42 2D-3D U-Net": {
         "conv_mode": _PADDING,
         "up_mode": (
             "up",
             {
+                "transposed": None,
                 "nearest": "nearest",
                 "linear": "linear",
                 "bilinear": "linear",
@@ -42,12 +46,15 @@ _ARGUMENTS: dict[str, dict[str, tuple[str, Mapping[Any, str]]]] = {
             },
         ),
         "activation": ("slope", {"relu": "0", "leaky": "0.1"}),
+        # Norms of single images have no weights that would tell.
+        "normalization": ("norm", {"batch": None}),
     },
     "napari-valid-unet": {
         "padding": _PADDING,
         "concat": ("order", {"skip-up": "skip-up", "up-skip": "up-skip"}),
         "norm_order": ("norm-order", {"norm-act": "norm-act", "act-norm": "act-norm"}),
-        "up": ("up", {"nearest": "nearest", "linear": "linear"}),
+        "norm": ("norm", {"none": None, "batch": None}),
+        "up": ("up", {"upconv": None, "nearest": "nearest", "linear": "linear"}),
         "up_activation": ("up-activation", {True: "yes", False: "no"}),
     },
 }
@@ -309,16 +316,33 @@ def arguments_facts(family: str, callable_: str, kwargs: Mapping[str, Any]) -> d
         Name of the class.
     kwargs : mapping
         Its arguments.
+
+    Raises
+    ------
+    CheckpointError
+        If they ask for what is not run.
     """
     facts: dict[str, str] = {}
     if family == "napari-valid-unet" and callable_ not in ("UNet", "SameSizeUNet"):
         return facts
     for name, (key, words) in _ARGUMENTS.get(family, {}).items():
         value = kwargs.get(name)
-        if isinstance(value, (str, bool)) and value in words:
-            facts[key] = words[value]
-    slope = _number(kwargs.get("slope"))
-    if family == "napari-valid-unet" and slope is not None and 0 <= slope < 1:
+        if value is None:
+            continue
+        if not isinstance(value, (str, int)) or value not in words:
+            raise CheckpointError(
+                f"asks for a network whose {name} is {str(value)[:40]!r}, which is not run; give "
+                f"one with {' or '.join(map(str, words))}."
+            )
+        if (answer := words[value]) is not None:
+            facts[key] = answer
+    if family == "napari-valid-unet" and kwargs.get("slope") is not None:
+        slope = _number(kwargs["slope"])
+        if slope is None or not 0 <= slope < 1:
+            raise CheckpointError(
+                f"asks for a network whose slope is {str(kwargs['slope'])[:40]!r}, which is not "
+                "run; give one with a slope from 0 up to 1."
+            )
         facts["slope"] = f"{slope:.17g}"
     return facts
 

@@ -16,6 +16,10 @@ __all__ = ["Scan", "scan_pickle"]
 
 _MOST_OPCODES = 500_000
 _MOST_IN_TUPLE = 10_000
+# Keys of one hash each take as long as all before them. Nobody can choose the hash of text, and
+# small integers have one each. Optimizers of old have keys of 48 bits, one for each tensor.
+_SMALL_KEY = 1 << 16
+_MOST_OTHER_KEYS = 8_192
 # Beyond these, `torch.load` would refuse or could be made to allocate without bound.
 _HARMLESS = {
     "collections OrderedDict",
@@ -41,6 +45,15 @@ _STORAGES = {
     "Long": 8, "Bool": 1,
 }  # fmt: skip
 
+# Opcodes that put values into something, and which of the values become keys.
+_KEYS = {
+    "APPEND": slice(0), "APPENDS": slice(0), "LIST": slice(0), "EMPTY_LIST": slice(0),
+    "SETITEM": slice(0, None, 2), "SETITEMS": slice(0, None, 2), "DICT": slice(0, None, 2),
+    "EMPTY_DICT": slice(0), "ADDITEMS": slice(None), "FROZENSET": slice(None),
+    "EMPTY_SET": slice(0),
+}  # fmt: skip
+_NEW = {"LIST", "EMPTY_LIST", "DICT", "EMPTY_DICT", "FROZENSET", "EMPTY_SET"}
+
 
 @dataclass(frozen=True)
 class _Name:
@@ -51,6 +64,12 @@ class _Name:
 
 class _Other:
     """A value of which nothing needs to be known."""
+
+
+class _Filled:
+    """A list, dictionary or set, or what may be one: only its size is known."""
+
+    size = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,7 @@ class _Scanner:
         self.memo: dict[int, Any] = {}
         self.refused: list[str] = []
         self.storages: dict[str, int] = {}
+        self.other_keys = 0
         self.mark = object()
 
     def step(self, opcode: Any, argument: Any) -> None:
@@ -160,6 +180,10 @@ class _Scanner:
             # The hash of tuples in tuples in tuples can take for ever.
             if weight > _MOST_IN_TUPLE:
                 raise CheckpointError("The file's pickle nests far deeper than a state dict.")
+        elif name in _KEYS:
+            value = self._fill(name, items)
+        elif name in ("REDUCE", "BUILD"):
+            value = self._call(name, *items)
         elif name in ("BINPERSID", "PERSID"):
             self._storage(items[0] if items else None)
         elif name in ("EXT1", "EXT2", "EXT4"):
@@ -167,6 +191,35 @@ class _Scanner:
         elif argument is not None and isinstance(argument, (str, int)):
             value = argument
         self.stack.extend([value] * len(opcode.stack_after))
+
+    def _fill(self, name: str, items: list[Any]) -> Any:
+        """Put values into a list, dictionary or set; return it."""
+        into, values = (_Filled(), items) if name in _NEW else (items[0], items[1:])
+        keys = values[_KEYS[name]]
+        self._use(sum(not _is_plain_key(key) for key in keys))
+        if isinstance(into, _Filled):
+            into.size += len(values)
+        return into
+
+    def _call(self, name: str, called: Any, given: Any) -> Any:
+        """Let a function, or the state of an object, take keys out of anything that it is given."""
+        values = given.items if isinstance(given, _Tuple) else (given,)
+        # Shapes and strides of tensors are tuples.
+        is_tensor = isinstance(called, _Name) and called.text.startswith("torch._utils ")
+        for value in values:
+            if isinstance(value, _Filled):
+                self._use(value.size)
+            elif isinstance(value, str):
+                self._use(len(value))
+            elif isinstance(value, _Tuple) and not is_tensor:
+                self._use(value.weight)
+        return _Filled() if name == "REDUCE" else called
+
+    def _use(self, keys: int) -> None:
+        """Count what may become keys of any hash."""
+        self.other_keys += keys
+        if self.other_keys > _MOST_OTHER_KEYS:
+            raise CheckpointError("The file's pickle has far more odd keys than a state dict.")
 
     def _ask(self, name: _Name) -> None:
         module, _, attribute = name.text.partition(" ")
@@ -192,3 +245,7 @@ class _Scanner:
         if count < 0:
             raise ValueError("a storage of negative size")
         self.storages[str(key)] = each * count
+
+
+def _is_plain_key(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, int) and abs(key) < _SMALL_KEY)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_unet.errors import CheckpointError
+from napari_unet.importers.archives import has_small_directory
 from napari_unet.importers.pickle_scan import Scan, scan_pickle
 from napari_unet.importers.reading import Reading
 
@@ -24,6 +25,7 @@ _ZIP = b"PK\x03\x04"
 _MOST_MEMBERS = 100_000
 _MOST_PICKLE = 16 << 20
 _CHUNK = 1 << 22
+_MOST_WRAPPERS = 3
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights")
 
 
@@ -115,6 +117,9 @@ def _load(path: Path, *, mmap: bool) -> Any:
 
 def _scan_zip(path: Path) -> Scan:
     """Check the archive's sizes and sums, then look through its pickle."""
+    with path.open("rb") as stream:
+        if not has_small_directory(stream):
+            raise CheckpointError("the archive names a member twice, or far too many.")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         names = [info.filename for info in members]
@@ -185,23 +190,30 @@ def _scan_legacy(file: Any) -> Scan:
 
 
 def _state_dict(loaded: Any, name: str) -> dict[str, Tensor]:
-    """Find the state dict in what was loaded, through any number of wrappers."""
+    """Find the state dict in what was loaded."""
+    if (found := _unwrapped(loaded, _MOST_WRAPPERS)) is None:
+        raise CheckpointError(
+            f"{name} holds no state dict of a network; save network.state_dict() into it."
+        )
+    return found
+
+
+def _unwrapped(loaded: Any, wrappers: int) -> dict[str, Tensor] | None:
+    """Return the first mapping with convolutions, through so many wrappers."""
     import torch
 
-    for _ in range(4):
-        if not isinstance(loaded, Mapping):
-            break
-        tensors = {
-            key: value
-            for key, value in loaded.items()
-            if isinstance(key, str) and isinstance(value, torch.Tensor)
-        }
-        if any(value.ndim >= 4 for value in tensors.values()):
-            return tensors
-        loaded = next((loaded[key] for key in _WRAPPERS if key in loaded), None)
-    raise CheckpointError(
-        f"{name} holds no state dict of a network; save network.state_dict() into it."
-    )
+    if not isinstance(loaded, Mapping):
+        return None
+    tensors = {
+        key: value
+        for key, value in loaded.items()
+        if isinstance(key, str) and isinstance(value, torch.Tensor)
+    }
+    if any(value.ndim >= 4 for value in tensors.values()):
+        return tensors
+    inside = [loaded[key] for key in _WRAPPERS if key in loaded] if wrappers else []
+    found = (_unwrapped(value, wrappers - 1) for value in inside)
+    return next((state for state in found if state is not None), None)
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -14,15 +14,17 @@ __all__ = ["Message", "parse_prototxt"]
 Message = dict[str, list[Union[str, "Message"]]]
 
 _MOST_TEXT = 4 << 20
-_MOST_TOKENS = 400_000
+_MOST_TOKENS = 800_000  # blanks and comments are counted
 _DEEPEST = 20
+# A blank or a comment is a match of its own: what repeats both could cut a comment in pieces in
+# more ways than can be tried.
 _TOKEN = re.compile(
-    r"""(?:\s|\#[^\n]*)*(?:
-        (?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
+    r"""(?P<blank>\s+|\#[^\n]*)
+      | (?P<text>"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')
       | (?P<word>[-+.\w/]+)
       | (?P<mark>[{}<>:;,\[\]])
       | (?P<end>\Z)
-    )""",
+    """,
     re.VERBOSE,
 )
 
@@ -95,6 +97,8 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
         kind = match.lastgroup or "end"
         if kind == "end":
             return
+        if kind == "blank":
+            continue
         token = match[kind]
         yield kind, token[1:-1] if kind == "text" else token
     raise CheckpointError("The network's definition is far longer than one needs to be.")

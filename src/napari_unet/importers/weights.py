@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 
 from napari_unet.errors import CheckpointError
 from napari_unet.importers.detective import Finding
+from napari_unet.importers.graph import match_graph
+from napari_unet.importers.layouts import find_layout
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["fitted_weights", "natural_order", "unwrap"]
 
+_LONGEST_NAME = 1000
+_MOST_PREFIXES = 20
+_MOST_PARTS = 8
+# How averages of weights over the training are called.
+_AVERAGE = re.compile(r"(.*_)?(ema|swa|avg|averaged?|teacher|target|shadow)(_.*)?", re.IGNORECASE)
+
 
 def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Remove the prefix that all convolutions share, such as ``module.`` or ``model.``.
+    """Remove the prefix that all convolutions of a U-Net share, such as ``module.`` or ``model.``.
 
     Parameters
     ----------
@@ -29,22 +37,65 @@ def unwrap(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str,
     inside : dict of str to Tensor
         What has the prefix, without it.
     outside : tuple of str
-        What does not have it: weights of a loss or a metric, which no network needs.
+        What does not have it: weights of a loss, a metric or an average of the training, which no
+        network needs.
+
+    Raises
+    ------
+    CheckpointError
+        If a name is far longer than a network's.
     """
-    inside = dict(tensors)
-    outside: list[str] = []
-    while True:
-        convolutions = [key for key, tensor in inside.items() if tensor.ndim >= 4]
-        prefixes = {key.partition(".")[0] for key in convolutions}
-        if len(prefixes) != 1 or len(convolutions) < 2:
-            return inside, tuple(outside)
-        prefix = f"{prefixes.pop()}."
-        outside += [key for key in inside if not key.startswith(prefix)]
-        inside = {
-            key.removeprefix(prefix): tensor
-            for key, tensor in inside.items()
-            if key.startswith(prefix)
-        }
+    if any(len(key) > _LONGEST_NAME for key in tensors):
+        raise CheckpointError(
+            f"The file names a weight with more than {_LONGEST_NAME} characters; save the "
+            "network's state_dict() alone."
+        )
+    inside, outside = _within(tensors)
+    parts = _parts(inside)
+    if not 2 <= len(parts) <= _MOST_PARTS or _is_unet(inside):
+        return inside, tuple(outside)
+    found = {part: _within(tensors) for part, tensors in parts.items()}
+    networks = [part for part, (tensors, _) in found.items() if _is_unet(tensors)]
+    # The average is a copy that few programs use; two networks of their own may be one cascade.
+    plain = [part for part in networks if not _AVERAGE.fullmatch(part)] or networks
+    if len(plain) != 1:
+        return inside, tuple(outside)
+    chosen, left = found[plain[0]]
+    other = [key for key in inside if not key.startswith(f"{plain[0]}.")]
+    return chosen, (*outside, *other, *left)
+
+
+def _within(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Remove prefixes for as long as all convolutions share one."""
+    inside, outside = dict(tensors), []
+    for _ in range(_MOST_PREFIXES):
+        parts = _parts(inside)
+        if len(parts) != 1 or sum(tensor.ndim >= 4 for tensor in inside.values()) < 2:
+            break
+        ((prefix, within),) = parts.items()
+        outside += [key for key in inside if not key.startswith(f"{prefix}.")]
+        inside = within
+    return inside, outside
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort weights by the first part of their names, where that has convolutions."""
+    parts: dict[str, dict[str, Tensor]] = {
+        key.partition(".")[0]: {} for key, tensor in tensors.items() if tensor.ndim >= 4
+    }
+    for key, tensor in tensors.items():
+        first, dot, rest = key.partition(".")
+        if dot and first in parts:
+            parts[first][rest] = tensor
+    return parts
+
+
+def _is_unet(tensors: Mapping[str, Tensor]) -> bool:
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    try:
+        return bool(find_layout(shapes) or match_graph(shapes, ordered=True))
+    except CheckpointError:
+        return False
 
 
 def natural_order(names: Iterable[str]) -> list[str]:

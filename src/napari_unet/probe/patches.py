@@ -47,7 +47,7 @@ class Patch:
 
 
 def check_labels(labels: Any, axes: ImageAxes) -> NDArray[Any]:
-    """Return the labels as an array of the image's shape.
+    """Return the labels as an array of whole numbers, of the image's shape.
 
     Raises
     ------
@@ -69,7 +69,8 @@ def check_labels(labels: Any, axes: ImageAxes) -> NDArray[Any]:
             "The labels hold no objects or no background; annotate some objects in a part of the "
             "image."
         )
-    return found
+    # A mask has no sign to take; as numbers, it is one class.
+    return found.astype(np.uint8) if found.dtype.kind == "b" else found
 
 
 def object_size(labels: NDArray[Any]) -> float:
