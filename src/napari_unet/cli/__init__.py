@@ -46,8 +46,8 @@ examples:
 
 `valid-unet COMMAND --help` explains a command.
 
-exit status: 0 done, 1 a bug, 2 wrong usage, 3 trained but no better than before, 4 an image, model or
-size that does not work, 130 interrupted
+exit status: 0 done, 1 a bug, 2 wrong usage, 3 trained but no better than before, 4 an image, model
+or size that does not work, 130 interrupted
 """
 
 
