@@ -647,7 +647,7 @@ def test_threads_cost_what_their_pixels_cost(monkeypatch):
 
 def test_threads_are_flooded_as_others_are(monkeypatch):
     together = label_instances(*fibres(600))
-    monkeypatch.setattr(flooding, "_THREAD", 0)
+    monkeypatch.setattr(runs, "_THREAD", 0)
     assert np.array_equal(label_instances(*fibres(600)), together)
 
 

@@ -428,6 +428,11 @@ def test_wrong_arguments_are_one_line(tmp_path, capsys, arguments, status, words
     assert not out.exists()
 
 
+def test_a_pattern_that_is_none_is_one_sentence(tmp_path):
+    with pytest.raises(OptionError, match="is no pattern for files"):
+        find_pairs(str(tmp_path / "**.tif"), str(tmp_path))
+
+
 def test_a_report_that_cannot_be_written_leaves_the_model(tmp_path, capsys, monkeypatch):
     images, labels = write_pairs(tmp_path, 2)
     out = tmp_path / "new.safetensors"

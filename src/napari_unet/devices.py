@@ -273,11 +273,12 @@ def _container_memory(
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
-            folder = root / "memory" if controllers else root
+            kind = "memory" if controllers else ""
+            folder = root / kind
             group = folder / path.lstrip("/")
             # Within a container its own group is the root, whatever it is called outside.
             for place in (group, *group.parents):
-                left = min(left, _left_in(place, *_GROUPS["memory" if controllers else ""]))
+                left = min(left, _left_in(place, *_GROUPS[kind]))
                 if place == folder:
                     break
     return left

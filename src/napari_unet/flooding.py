@@ -28,7 +28,17 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.segmentation import watershed
 
-from napari_unet.runs import Ints, Runs, ShouldStop, bands, components, poll, runs_of, touching
+from napari_unet.runs import (
+    Ints,
+    Runs,
+    ShouldStop,
+    bands,
+    components,
+    is_thread,
+    poll,
+    runs_of,
+    touching,
+)
 from napari_unet.seams import Seams
 
 __all__ = ["LARGE", "RIM", "SEED", "Floats", "Labels", "Objects", "Readable", "flood_seeds"]
@@ -43,11 +53,6 @@ CELL = {2: 256, 3: 40}
 
 LARGE = 6 << 20
 """Pixels of a bounding box beyond which a rim is not flooded as a whole: fifty bytes for each."""
-
-# So is one whose box is larger than this and nearly empty: boxes of threads, each flooded by
-# itself, would cost the third power of an image's side.
-SMALL = 1 << 16
-_THREAD = 1 / 16
 
 # Side of the cells, in pixels, in which large rims are flooded, and what is seen around them.
 PLOT, AROUND = {2: 1536, 3: 160}, {2: 256, 3: 32}
@@ -120,8 +125,8 @@ def flood_seeds(
     image. Of equal pixels a seed's go first, in raster order, then those that were reached first;
     scikit-image leaves the order of equal seed pixels to its queue.
 
-    A contested rim whose bounding box holds more than `LARGE` pixels, or more than `SMALL` and
-    nearly none of them rim, is flooded plot by plot on a fixed grid together with the others of its
+    A contested rim whose bounding box holds more than `LARGE` pixels, or nearly no rim
+    (`runs.is_thread`), is flooded plot by plot on a fixed grid together with the others of its
     kind, each plot with its surroundings in view: time and memory would outgrow the image.
     """
     pieces = _Pieces(image, connectivity)
@@ -289,7 +294,7 @@ class _Floods:
         self._meaning = objects.owner.astype(np.int32)
         self._windows: list[Box] = []
         boxes, pixels = (stop - start).prod(axis=0), np.bincount(which, areas, roots.size)
-        large = (boxes > LARGE) | ((boxes > SMALL) & (pixels < _THREAD * boxes))
+        large = (boxes > LARGE) | is_thread(boxes, pixels)
         group = self._group(start, stop, large)
         self._meaning[contested] = ~group[which]
 

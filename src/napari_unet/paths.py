@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from pathlib import Path
 
-__all__ = ["is_there", "user_path"]
+from napari_unet.errors import OptionError
+
+__all__ = ["is_there", "matching", "user_path"]
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
@@ -44,3 +47,30 @@ def is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False
+
+
+def matching(text: str) -> list[Path] | None:
+    """Files of a pattern, which the Windows shell passes on as it is.
+
+    Parameters
+    ----------
+    text : str
+        As written.
+
+    Returns
+    -------
+    list of Path, or None if it is no pattern
+
+    Raises
+    ------
+    OptionError
+        If no file could ever match it.
+    """
+    if not glob.has_magic(text):
+        return None
+    path = user_path(text)
+    start = Path(path.anchor)
+    try:
+        return sorted(start.glob(str(path.relative_to(start))))
+    except ValueError as error:
+        raise OptionError(f"{text} is no pattern for files ({error}); check it.") from error

@@ -28,6 +28,7 @@ __all__ = [
     "bands",
     "compact",
     "components",
+    "is_thread",
     "label_image",
     "poll",
     "portions",
@@ -41,6 +42,10 @@ ShouldStop = Callable[[], bool] | None
 
 # Pixels handled in one go: small enough to stop at once, large enough to be worth a numpy call.
 BAND = 1 << 20
+
+# A piece with a bounding box of at most so many pixels may leave it as empty as it likes; of a
+# larger one, this is the part that it fills at least if it is no thread.
+_SMALL, _THREAD = 1 << 16, 1 / 16
 
 
 def poll(should_stop: ShouldStop) -> None:
@@ -75,6 +80,24 @@ def bands(shape: tuple[int, ...], should_stop: ShouldStop = None) -> Iterator[sl
     for start in range(0, shape[0], step):
         poll(should_stop)
         yield slice(start, min(start + step, shape[0]))
+
+
+def is_thread(boxes: Any, pixels: Any) -> Any:
+    """Whether pieces leave their bounding boxes nearly empty.
+
+    There may be one for each row of an image, with a box as large as the image: work that is done
+    by the box would cost the third power of its side.
+
+    Parameters
+    ----------
+    boxes, pixels : int, or integer arrays of one shape
+        Pixels of the boxes, and of the pieces in them.
+
+    Returns
+    -------
+    bool, or array of bool
+    """
+    return (boxes > _SMALL) & (pixels < _THREAD * boxes)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from skimage.morphology import local_maxima, reconstruction
 from skimage.segmentation import watershed
 
 from napari_unet.flooding import RIM, SEED
-from napari_unet.runs import ShouldStop, bands, poll
+from napari_unet.runs import ShouldStop, bands, is_thread, poll
 from napari_unet.seams import Seams, joined
 
-__all__ = ["LARGEST", "SMALL", "cut_waists"]
+__all__ = ["LARGEST", "cut_waists"]
 
 # Distances are smoothed by this much, in pixels: the pixel grid makes small maxima of its own.
 _SMOOTH = 1.0
@@ -38,12 +38,6 @@ _TINY = 1e-6
 
 LARGEST = 1 << 22
 """Pixels of a bounding box beyond which a seed is not looked at: some hundred bytes for each."""
-
-SMALL = 1 << 16
-"""Pixels of a bounding box up to which it may be as empty as it likes."""
-
-# Part of a larger box that a seed fills at least if it is no thread.
-_THREAD = 1 / 16
 
 # More tops than this are looked at by the full method.
 _MANY = 32
@@ -75,8 +69,7 @@ def cut_waists(
     Notes
     -----
     Seeds are left as they are whose bounding box holds more than `LARGEST` pixels, or is that of a
-    long thread: larger than `SMALL` and nearly empty. The work is that of the boxes, and threads
-    would make it grow with the third power of an image's side.
+    thread (`runs.is_thread`): the work is that of the boxes.
     """
     neighbours = ndimage.generate_binary_structure(classes.ndim, connectivity)
     reaching = _Open(Seams(connectivity))
@@ -152,7 +145,7 @@ def _cut(
     should_stop: ShouldStop,
 ) -> None:
     """Cut one seed, `part` of its bounding box."""
-    if part.size > SMALL and np.count_nonzero(part) < _THREAD * part.size:
+    if is_thread(part.size, np.count_nonzero(part)):
         return
     # The rim of background around it is where distances start.
     inner = (slice(1, -1),) * part.ndim

@@ -179,6 +179,12 @@ class UNetDock(QWidget):
             self.controls.show_saved(self.settings.saved)
             self.training.on_preferences()
 
+    def _rest(self) -> None:
+        """Nothing runs any more on this page."""
+        self._escape.setEnabled(False)
+        self.controls.show_running(False)
+        self._catch_up()
+
     def _catch_up(self) -> None:
         """Show what was stored during a run, or the next choice would overwrite it."""
         if self._stale:
@@ -275,9 +281,7 @@ class UNetDock(QWidget):
         )
 
     def _on_probed(self, outcome: Probe | str | None) -> None:
-        self._escape.setEnabled(False)
-        self.controls.show_running(False)
-        self._catch_up()
+        self._rest()
         if isinstance(outcome, str):
             self.fail(outcome)
         elif outcome is None:
@@ -326,9 +330,7 @@ class UNetDock(QWidget):
         )
 
     def _on_ended(self, words: str, failed: bool, tip: str = "") -> None:
-        self._escape.setEnabled(False)
-        self.controls.show_running(False)
-        self._catch_up()
+        self._rest()
         if failed:
             self.fail(words)
         else:

@@ -72,9 +72,10 @@ class Preview:
         return True
 
     def _show(self, parts: tuple[Part, ...]) -> None:
-        view = look(self._viewer, self.layer)
+        flat = self._viewer.dims.ndisplay == 2
+        view = look(self._viewer, self.layer) if flat else None
         # In 3-D, or where a flat image lies beside a stack that is looked at from its side.
-        if self._viewer.dims.ndisplay != 2 or len(view.displayed) != 2:
+        if view is None or len(view.displayed) != 2:
             self.layer.refresh(extent=False, thumbnail=False)
             return
         for part in parts:

@@ -133,12 +133,12 @@ def _each_for_itself(labels: NDArray[Any]) -> NDArray[Any]:
     """Let no object go on from one time point to the next, whether its number does or not."""
     import numpy as np
 
+    from napari_unet.runs import compact
+
     frames, last = [], 0
     for frame in labels:
-        numbers, place = np.unique(frame, return_inverse=True)
-        # 0 stays the background.
-        mine = np.where(numbers > 0, last + 1 + np.arange(numbers.size), 0)
-        frames.append(mine[place].reshape(frame.shape))
+        numbers, rank = compact(frame.ravel())
+        frames.append(np.where(rank > 0, rank + last, 0).reshape(frame.shape))
         last += numbers.size
     # The scores are of pixels that share a number: the planes of each volume may follow each other.
     return np.stack(frames).reshape(-1, *labels.shape[-2:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import sys
 import traceback
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from napari_unet.cli.common import (
 )
 from napari_unet.durations import duration
 from napari_unet.errors import OptionError, ValidUNetError
-from napari_unet.paths import is_there, user_path
+from napari_unet.paths import is_there, matching, user_path
 from napari_unet.steps import walk
 
 if TYPE_CHECKING:
@@ -181,18 +180,12 @@ def _tasks(arguments: argparse.Namespace) -> list[_Task]:
 
 
 def _expand(text: str) -> list[Path]:
-    """Find the files of a pattern, which the Windows shell passes on as it is."""
+    """Find the files of a pattern."""
     path = user_path(text)
-    if is_there(path) or not glob.has_magic(text):
-        return [path]
-    start = Path(path.anchor)
-    try:
-        found = sorted(start.glob(str(path.relative_to(start))))
-    except ValueError as error:
-        raise OptionError(f"{text} is no pattern for files ({error}); check it.") from error
-    if not found:
+    found = None if is_there(path) else matching(text)
+    if found == []:
         raise OptionError(f"No file matches {text}; check the path.")
-    return found
+    return found or [path]
 
 
 def _ending(path: Path) -> str:

@@ -111,6 +111,8 @@ def label_axes(path: Path) -> str | None:
         return None
     try:
         with _log(), tifffile.TiffFile(path) as file:
+            if not file.pages.first.is_shaped:
+                return None  # before all pages of it are looked at
             series = file.series[0]
             axes, shaped = series.axes, series.kind == "shaped"
     except (tifffile.TiffFileError, IndexError):

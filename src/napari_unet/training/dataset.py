@@ -110,15 +110,14 @@ def _order(pairs: Sequence[Pair], seed: int) -> list[int]:
     stacks: dict[str, list[int]] = {}
     for number, pair in enumerate(pairs):
         stacks.setdefault(pair.stack or f"/{number}", []).insert(0, number)
-    chance = {
-        name: hashlib.sha256(b"%d" % seed + _content(pairs[numbers[-1]])).digest()
-        for name, numbers in stacks.items()
-    }
+    chance = {name: _chance(pairs[numbers[-1]].image, seed) for name, numbers in stacks.items()}
     return [number for name in sorted(stacks, key=chance.__getitem__) for number in stacks[name]]
 
 
-def _content(pair: Pair) -> bytes:
-    return np.ascontiguousarray(pair.image, pair.image.dtype.newbyteorder("=")).tobytes()
+def _chance(image: NDArray[Any], seed: int) -> bytes:
+    found = hashlib.sha256(b"%d" % seed)
+    found.update(np.ascontiguousarray(image, image.dtype.newbyteorder("=")).data)
+    return found.digest()
 
 
 def _cut(pair: Pair, fraction: float, sparse: bool) -> tuple[list[Pair], list[Pair]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_unet.errors import ImageError
 from napari_unet.files import read_image, read_labels
-from napari_unet.paths import user_path
+from napari_unet.paths import matching, user_path
 
 __all__ = ["Pair", "PairFiles", "find_pairs", "load_pair"]
 
@@ -206,9 +205,8 @@ def _files(text: str, what: str) -> list[Path]:
         found = _readable(path.iterdir())
     elif path.exists():
         return [path]
-    elif glob.has_magic(text):
-        start = Path(path.anchor)
-        found = _readable(start.glob(str(path.relative_to(start))))
+    elif (matched := matching(text)) is not None:
+        found = _readable(matched)
     else:
         raise ImageError(f"There is no {text}; check the path of the {what}s.")
     if not found:

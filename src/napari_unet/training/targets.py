@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_unet.errors import ImageError, OptionError
+from napari_unet.runs import compact
 
 __all__ = ["MARGIN", "UNKNOWN", "Targets", "instance_classes", "known_pixels", "renumbered"]
 
@@ -124,9 +125,7 @@ def renumbered(labels: NDArray[Any]) -> NDArray[Any]:
     """Let numbers of objects be small: tables are made that are as long as the largest."""
     if not labels.size or labels.max() <= np.iinfo(np.uint16).max:
         return labels
-    numbers, place = np.unique(labels, return_inverse=True)
-    small: NDArray[Any] = (place + (numbers[0] > 0)).reshape(labels.shape)
-    return small
+    return compact(labels.ravel())[1].reshape(labels.shape)
 
 
 def instance_classes(
